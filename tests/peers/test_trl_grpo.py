@@ -1,21 +1,152 @@
-"""What TRL's GRPO does with its KL unless told otherwise, at the pinned version."""
+"""TRL's whole GRPO loss, against the pieces that our page puts together.
+
+What TRL does with the KL alone, and its defaults for it, is in test_trl_estimators.
+"""
 
 import inspect
 from dataclasses import fields
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+import torch
+from torch.testing import assert_close
+
+from snippets.algorithms.grpo import (
+    centred_advantages,
+    clipped_gain,
+    clipped_losses,
+    corrected_divergence,
+    group_advantages,
+    grpo_divergence,
+    sequence_ratio,
+)
+from snippets.estimate.sequences import mean_of_means, mean_of_sums, token_mean
 
 pytest.importorskip("trl", minversion="1.16")
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import nanstd
+
+MASK = torch.arange(5) < torch.tensor([[2], [5], [3], [4]])
+REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+ADVANTAGES = group_advantages(REWARDS)
 
 
-def test_there_is_no_penalty_unless_asked_for_and_then_it_is_weighted():
-    defaults = {field.name: field.default for field in fields(GRPOConfig)}
-    assert defaults["beta"] == 0.0
-    assert defaults["use_bias_correction_kl"] is True
-    assert defaults["loss_type"] == "dapo"
+@pytest.fixture
+def log_probs():
+    """New, old and ref for four answers; steps large enough to be clipped."""
+    generator = torch.Generator().manual_seed(0)
+    new, old, ref = -torch.rand(3, 4, 5, dtype=torch.float64, generator=generator)
+    return new.requires_grad_(), old, ref
 
 
-def test_the_weight_carries_its_gradient():
+def trl_loss(log_probs, beta, corrected, level="token", kind="grpo", clip=(0.2, 0.2)):
+    """TRL's loss of the batch, by its trainer's own method."""
+    new, old, ref = log_probs
+    trainer = MagicMock(
+        args=SimpleNamespace(
+            use_bias_correction_kl=corrected, delta=None, steps_per_generation=1
+        ),
+        beta=beta,
+        loss_type=kind,
+        importance_sampling_level=level,
+        epsilon_low=clip[0],
+        epsilon_high=clip[1],
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm=False,
+        aux_loss_enabled=False,
+        _entropy_bonus_enabled=False,
+        current_gradient_accumulation_steps=1,
+        max_completion_length=7,
+    )
+    entropies = torch.zeros_like(old)
+    trainer._get_per_token_logps_and_entropies.return_value = new, entropies, None
+    trainer.model.training = True
+    trainer.accelerator.num_processes = 1
+    trainer.accelerator.gather = lambda x: x
+    trainer.accelerator.reduce = lambda x, reduction: x  # noqa: ARG005
+    empty = torch.zeros(4, 0, dtype=torch.long)
+    inputs = {
+        "prompt_ids": empty,
+        "prompt_mask": empty,
+        "completion_ids": MASK.long(),
+        "completion_mask": MASK.long(),
+        "advantages": ADVANTAGES,
+        "old_per_token_logps": old,
+        "ref_per_token_logps": ref,
+        "num_items_in_batch": MASK.sum(),
+    }
+    return GRPOTrainer._compute_loss(trainer, MagicMock(training=True), inputs)
+
+
+def assert_same(found, expected, new):
+    """The same value, and the same gradient."""
+    assert_close(found, expected)
+    slopes = [
+        torch.autograd.grad(x, new, retain_graph=True)[0] for x in (found, expected)
+    ]
+    assert_close(*slopes)
+    assert slopes[0].abs().max() > 0.01
+
+
+def test_grpo_is_the_clipped_loss_and_k3(log_probs):
+    new, old, ref = log_probs
+    tokens = clipped_losses(old, new, ADVANTAGES, MASK, 0.2, 0.2)
+    tokens = tokens + 0.04 * grpo_divergence(new, ref, MASK)
+    found = trl_loss(log_probs, 0.04, corrected=False)
+    assert_same(found, mean_of_means(tokens, MASK), new)
+
+
+def test_deepseek_is_the_clipped_loss_and_the_weighted_k3(log_probs):
+    new, old, ref = log_probs
+    tokens = clipped_losses(old, new, ADVANTAGES, MASK, 0.2, 0.2)
+    tokens = tokens + 0.04 * corrected_divergence(new, old, ref, MASK)
+    found = trl_loss(log_probs, 0.04, corrected=True)
+    assert_same(found, mean_of_means(tokens, MASK), new)
+
+
+def test_dapo_is_the_clipped_loss_over_all_tokens(log_probs):
+    new, old, _ = log_probs
+    tokens = clipped_losses(old, new, ADVANTAGES, MASK, 0.2, 0.28)
+    found = trl_loss(log_probs, 0.0, corrected=True, kind="dapo", clip=(0.2, 0.28))
+    assert_same(found, token_mean(tokens, MASK), new)
+
+
+def test_dr_grpo_is_the_clipped_loss_over_a_constant(log_probs):
+    new, old, _ = log_probs
+    tokens = clipped_losses(old, new, ADVANTAGES, MASK, 0.2, 0.2)
+    found = trl_loss(log_probs, 0.0, corrected=True, kind="dr_grpo")
+    assert_same(found, mean_of_sums(tokens, MASK) / 7, new)  # max_completion_length
+
+
+def test_gspo_clips_the_ratio_of_the_answer(log_probs):
+    new, old, _ = log_probs
+    gain = clipped_gain(sequence_ratio(old, new, MASK), ADVANTAGES, 0.2, 0.3)
+    found = trl_loss(log_probs, 0.0, corrected=True, level="sequence", clip=(0.2, 0.3))
+    assert_same(found, -gain.mean(), new)
+
+
+def test_with_ratios_of_answers_the_kl_has_the_weight_of_the_answer(log_probs):
+    new, old, ref = log_probs
+    ratio = sequence_ratio(old, new, MASK)
+    kl = mean_of_means(ratio[:, None] * grpo_divergence(new, ref, MASK), MASK)
+    gain = clipped_gain(ratio, ADVANTAGES, 0.2, 0.3)
+    found = trl_loss(log_probs, 0.5, corrected=True, level="sequence", clip=(0.2, 0.3))
+    assert_same(found, 0.5 * kl - gain.mean(), new)
+
+
+def test_the_standard_deviation_is_that_of_a_sample_and_a_constant_is_added():
     source = inspect.getsource(GRPOTrainer)
-    assert "per_token_kl = per_token_kl * coef_1" in source
+    assert "advantages = advantages / (std_rewards + 1e-4)" in source
+    found = centred_advantages(REWARDS) / (nanstd(REWARDS) + 1e-4)
+    assert_close(found, ADVANTAGES, rtol=2e-4, atol=0)  # 1e-4 over a half
+
+
+def test_what_the_page_says_of_the_defaults():
+    defaults = {field.name: field.default for field in fields(GRPOConfig)}
+    assert defaults["num_generations"] == 8
+    assert defaults["scale_rewards"] == "group"
+    assert defaults["importance_sampling_level"] == "token"
+    assert defaults["epsilon"] == 0.2
+    assert defaults["epsilon_high"] is None
