@@ -25,6 +25,15 @@ class Build(NamedTuple):
         return html[html.index("<article") : html.index("</article>")]
 
 
+def snapshot(site: Path) -> dict[Path, bytes]:
+    """Every file of a built site."""
+    return {
+        path.relative_to(site): path.read_bytes()
+        for path in site.rglob("*")
+        if path.is_file()
+    }
+
+
 class Project:
     """A docs tree of its own beside the real theme and settings."""
 

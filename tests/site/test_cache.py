@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.site.conftest import ENVIRONMENT
+from tests.site.conftest import ENVIRONMENT, snapshot
 
 # Each execution of a block leaves a mark that no block reads.
 COUNTING = """# Page
@@ -49,14 +49,6 @@ def marks(project):
     names = path.read_text().split() if path.exists() else []
     path.unlink(missing_ok=True)
     return names
-
-
-def snapshot(site):
-    return {
-        path.relative_to(site): path.read_bytes()
-        for path in site.rglob("*")
-        if path.is_file()
-    }
 
 
 def test_nothing_is_executed_again_and_the_site_is_the_same(built):

@@ -2,8 +2,10 @@
 
 import functools
 import http.server
+import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from tests.site.conftest import ENVIRONMENT
+from tests.site.conftest import ENVIRONMENT, snapshot
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -28,11 +30,25 @@ FLAGS = [
 SCREENS = {"desktop": (1280, 900), "phone": (360, 740)}
 
 
+def build(engine, folder, *options):
+    """Build the site of a folder, which must succeed."""
+    run = subprocess.run(
+        [sys.executable, "-m", engine, "build", *options],
+        cwd=folder,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=1200,
+    )
+    assert run.returncode == 0, run.stdout
+
+
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):
     """The real site, built by both engines from copies of this project."""
     built = {}
-    for engine, clean in {
+    for engine, options in {
         "mkdocs": ["--strict"],
         "zensical": ["-c", "--strict"],
     }.items():
@@ -40,16 +56,7 @@ def sites(tmp_path_factory):
         for part in ("docs", "snippets"):
             shutil.copytree(ROOT / part, folder / part)
         shutil.copy(ROOT / "mkdocs.yml", folder)
-        run = subprocess.run(
-            [sys.executable, "-m", engine, "build", *clean],
-            cwd=folder,
-            env=ENVIRONMENT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=1200,
-        )
-        assert run.returncode == 0, run.stdout
+        build(engine, folder, *options)
         built[engine] = folder / "site"
     return built
 
@@ -86,6 +93,26 @@ def test_both_engines_print_the_same_text(sites):
         ours, theirs = (article(site / page / "index.html") for site in sites.values())
         assert outputs(ours) == outputs(theirs), page
         assert words(ours) == words(theirs), page
+
+
+def printed(folder):
+    """What each block printed, figures included, while a site was built cold."""
+    with sqlite3.connect(folder / ".cache/blocks.sqlite") as table:
+        rows = table.execute("SELECT key, entry FROM blocks").fetchall()
+    entries = {key: json.loads(entry) for key, entry in rows}
+    return {key: e["printed"] for key, e in entries.items() if "printed" in e}
+
+
+def test_two_cold_builds_print_the_same_to_the_last_digit(sites):
+    first, second = (printed(site.parent) for site in sites.values())
+    assert len(first) > len(pages(sites["mkdocs"]))
+    assert first == second
+
+
+def test_the_cached_site_is_the_cold_one_byte_for_byte(sites):
+    cold = sites["mkdocs"]
+    build("mkdocs", cold.parent, "--strict", "--site-dir", "warm")
+    assert snapshot(cold.parent / "warm") == snapshot(cold)
 
 
 def test_no_page_of_either_shows_a_traceback(sites):
