@@ -120,8 +120,10 @@ def _listen() -> None:
         if isinstance(arguments[0], str | bytes | os.PathLike):
             path = os.path.join(root, os.fsdecode(arguments[0]))  # noqa: PTH118
             inside = os.path.normpath(path).removeprefix(root)
-            ours = inside.startswith(".") or inside.endswith((".py", ".pyc"))
-            if not (ours or os.path.isabs(inside) or "__pycache__" in inside):  # noqa: PTH117
+            imported = inside.endswith(".py") or "__pycache__" in inside
+            if event != "open":  # Python lists a folder when it imports from it
+                imported |= Path(inside).is_relative_to("snippets")
+            if not (imported or inside.startswith(".") or os.path.isabs(inside)):  # noqa: PTH117
                 _reads.add(inside)
 
     sys.addaudithook(hear)
