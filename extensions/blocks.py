@@ -130,12 +130,12 @@ def execute(
     printed = page.run_next(source).rstrip("\n")
     if not printed:
         options["result"] = ""  # no box where nothing was printed
-    if not options["source"]:
-        return _render(printed, source, md, options)
+    if not options["source"] and not printed.startswith("<figure"):
+        return _render(printed, source, md, options)  # MkDocs must see links in it
     html = page.cache().rendered(
         lambda: _render(printed, source, md, options), printed, source, repr(options)
     )
-    return f'<div class="{css_class}">{html}</div>'
+    return f'<div class="{css_class}">{html}</div>' if options["source"] else html
 
 
 def _render(printed: str, source: str, md: Markdown, options: dict[str, Any]) -> str:
@@ -166,8 +166,3 @@ class BlocksExtension(Extension):
             md.preprocessors.register(Page(md), "blocks", 24)
         elif "relpath" in page.treeprocessors:  # MkDocs checks links that are printed
             md.treeprocessors.register(page.treeprocessors["relpath"], "relpath", 0)
-
-
-def makeExtension(**options: Any) -> BlocksExtension:
-    """What Python-Markdown calls."""
-    return BlocksExtension(**options)

@@ -27,7 +27,7 @@ from extensions.sessions import Session
 # owner/name, if its branch `notebooks` has them
 REPOSITORY = os.environ.get("REPOSITORY")
 FIGURE = re.compile(
-    r'<figure class="kl-figure">(<svg.*?aria-label="(.*?)".*?)</figure>', re.DOTALL
+    r'<figure class="kl-figure".*?>(<svg.*?aria-label="(.*?)".*?)</figure>', re.DOTALL
 )
 BOX = re.compile(r'^( *)(?:!!!|\?\?\?\+?|===) *(\w*) *(?:"(.*)")?$', re.MULTILINE)
 COLOUR = re.compile(r"^  (--kl-[a-z]+): (#[0-9a-f]+);", re.MULTILINE)

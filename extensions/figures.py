@@ -72,4 +72,4 @@ def figure(chart: alt.TopLevelMixin, description: str) -> str:
     svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)
     label = escape(description, quote=True)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-    return f'<figure class="kl-figure">{svg}</figure>'
+    return f'<figure class="kl-figure" data-search-exclude>{svg}</figure>'

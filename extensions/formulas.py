@@ -7,7 +7,6 @@ parse stops the build.
 import html
 import re
 from functools import cache
-from typing import Any
 from xml.etree.ElementTree import Element, SubElement, fromstring
 
 from markdown import Markdown
@@ -120,8 +119,3 @@ class FormulasExtension(Extension):
         """Run after `attr_list` (8), which reads headings, and before `toc` (5)."""
         md.registerExtension(self)
         md.treeprocessors.register(Formulas(md), "formulas", 7)
-
-
-def makeExtension(**options: Any) -> FormulasExtension:
-    """What Python-Markdown calls."""
-    return FormulasExtension(**options)

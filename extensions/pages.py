@@ -3,11 +3,13 @@
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from markdown import Markdown
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from pymdownx.snippets import SnippetExtension
 from pymdownx.superfences import SuperFencesException
 
@@ -33,6 +35,11 @@ def parser() -> MarkdownIt:
     return MarkdownIt("commonmark").disable("code")
 
 
+@lru_cache(maxsize=1000)  # `mkdocs serve` asks again for every page at every edit
+def _fences(text: str) -> list[Token]:
+    return [token for token in parser().parse(text) if token.type == "fence"]
+
+
 def read_blocks(text: str, name: str, expand: Expand) -> list[Block]:
     """The blocks of a page that run, in order.
 
@@ -47,9 +54,8 @@ def read_blocks(text: str, name: str, expand: Expand) -> list[Block]:
     """
     lines = text.split("\n")
     blocks = []
-    for token in parser().parse(text):
-        if token.type != "fence" or token.map is None:
-            continue
+    for token in _fences(text):
+        assert token.map
         line, end = token.map[0] + 1, token.map[1]
         closing = lines[end - 1].lstrip("> ").rstrip() if end > line else ""
         if set(closing) != {token.markup[0]} or len(closing) < len(token.markup):

@@ -121,6 +121,16 @@ def test_the_cached_site_is_the_cold_one_byte_for_byte(sites):
     assert snapshot(cold.parent / "warm") == snapshot(cold)
 
 
+def test_search_reads_less_and_finds_the_same(sites):
+    cold = sites["mkdocs"]
+    settings = (ROOT / "mkdocs.yml").read_text("utf-8")
+    plain = re.sub(r"\n  - kl-search.*", "", settings)
+    assert plain != settings
+    (cold.parent / "plain.yml").write_text(plain, "utf-8")
+    build("mkdocs", cold.parent, "-f", "plain.yml", "--strict", "--site-dir", "plain")
+    assert snapshot(cold.parent / "plain") == snapshot(cold)
+
+
 def test_no_page_of_either_shows_a_traceback(sites):
     for site in sites.values():
         for page in site.rglob("*.html"):
