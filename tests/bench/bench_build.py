@@ -87,16 +87,16 @@ def the_whole_site(runs: int, scratch: Path) -> None:
     """Cold and warm, against what has to be done in any case."""
     site = copy_of_the_site(scratch / "site")
     shown = without_execution(copy_of_the_site(scratch / "shown"))
+    seconds(BUILD, site)  # fills the cache
     times = medians(
         runs,
         {
             "blocks": lambda: seconds([sys.executable, "-c", FLOOR], site),
             "shown": lambda: seconds(BUILD, shown),
             "cold": lambda: seconds(BUILD, site, KL_CACHE="off"),
+            "warm": lambda: seconds(BUILD, site),
         },
     )
-    seconds(BUILD, site)
-    times |= medians(2 * runs, {"warm": lambda: seconds(BUILD, site)})
     floor = times["blocks"] + times["shown"]
     pages = list((site / "docs").rglob("*.md"))
     blocks = sum(
