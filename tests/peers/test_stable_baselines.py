@@ -1,4 +1,4 @@
-"""What Stable-Baselines3 estimates and stops on: the statements of the PPO pages."""
+"""What Stable-Baselines3 estimates and stops on: the statements of the pages."""
 
 import inspect
 
@@ -11,7 +11,7 @@ from snippets.algorithms.ppo_clip import step_divergence
 pytest.importorskip("stable_baselines3", minversion="2.9")
 import gymnasium
 import numpy as np
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common import distributions
 
 
@@ -99,3 +99,14 @@ def test_a_squashed_gaussian_has_no_entropy_and_its_substitute_no_gradient():
     # atanh of single-precision numbers near 1 loses digits.
     middle = z.abs() < 3
     assert_close(gradient[middle], (1 - z**2)[middle], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_sacs_target_is_minus_the_dimensions_and_its_temperature_starts_at_one(dims):
+    class Still(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+        action_space = gymnasium.spaces.Box(-1, 1, (dims,))
+
+    model = SAC("MlpPolicy", Still(), buffer_size=10, device="cpu")
+    assert model.target_entropy == -dims
+    assert model.log_ent_coef.exp().item() == 1

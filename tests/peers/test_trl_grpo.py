@@ -1,7 +1,4 @@
-"""TRL's whole GRPO loss, against the pieces that our page puts together.
-
-What TRL does with the KL alone, and its defaults for it, is in test_trl_estimators.
-"""
+"""TRL's GRPO loss, against the pieces that our pages put together."""
 
 import inspect
 from dataclasses import fields
@@ -21,6 +18,7 @@ from snippets.algorithms.grpo import (
     grpo_divergence,
     sequence_ratio,
 )
+from snippets.estimate.gradients import weighted_k3_loss
 from snippets.estimate.sequences import mean_of_means, mean_of_sums, token_mean
 
 pytest.importorskip("trl", minversion="1.16")
@@ -40,7 +38,15 @@ def log_probs():
     return new.requires_grad_(), old, ref
 
 
-def trl_loss(log_probs, beta, corrected, level="token", kind="grpo", clip=(0.2, 0.2)):
+def trl_loss(
+    log_probs,
+    beta,
+    corrected,
+    level="token",
+    kind="grpo",
+    clip=(0.2, 0.2),
+    advantages=ADVANTAGES,
+):
     """TRL's loss of the batch, by its trainer's own method."""
     new, old, ref = log_probs
     trainer = MagicMock(
@@ -72,7 +78,7 @@ def trl_loss(log_probs, beta, corrected, level="token", kind="grpo", clip=(0.2, 
         "prompt_mask": empty,
         "completion_ids": MASK.long(),
         "completion_mask": MASK.long(),
-        "advantages": ADVANTAGES,
+        "advantages": advantages,
         "old_per_token_logps": old,
         "ref_per_token_logps": ref,
         "num_items_in_batch": MASK.sum(),
@@ -136,6 +142,15 @@ def test_with_ratios_of_answers_the_kl_has_the_weight_of_the_answer(log_probs):
     assert_same(found, 0.5 * kl - gain.mean(), new)
 
 
+def test_the_form_of_k3_loses_its_digits_near_zero():
+    x = torch.linspace(-1e-4, 1e-4, MASK.numel()).reshape(MASK.shape)  # float32
+    new = torch.zeros(MASK.shape, requires_grad=True)
+    tokens = new, new.detach(), x
+    found = trl_loss(tokens, 1.0, True, kind="dapo", advantages=torch.zeros(4))
+    exact = token_mean(weighted_k3_loss(*tokens), MASK)
+    assert (found - exact).abs() > 0.05 * exact
+
+
 def test_the_standard_deviation_is_that_of_a_sample_and_a_constant_is_added():
     source = inspect.getsource(GRPOTrainer)
     assert "advantages = advantages / (std_rewards + 1e-4)" in source
@@ -143,8 +158,11 @@ def test_the_standard_deviation_is_that_of_a_sample_and_a_constant_is_added():
     assert_close(found, ADVANTAGES, rtol=2e-4, atol=0)  # 1e-4 over a half
 
 
-def test_what_the_page_says_of_the_defaults():
+def test_what_the_pages_say_of_the_defaults():
     defaults = {field.name: field.default for field in fields(GRPOConfig)}
+    assert defaults["beta"] == 0.0
+    assert defaults["use_bias_correction_kl"] is True
+    assert defaults["loss_type"] == "dapo"
     assert defaults["num_generations"] == 8
     assert defaults["scale_rewards"] == "group"
     assert defaults["importance_sampling_level"] == "token"
