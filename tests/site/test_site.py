@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from html import unescape
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_both_engines_print_the_same_text(sites):
 
 def entries(site):
     """What is kept of the build of a site: `rowid` tells when it was written."""
-    with sqlite3.connect(site.parent / ".cache/blocks.sqlite") as table:
+    with closing(sqlite3.connect(site.parent / ".cache/blocks.sqlite")) as table:
         return table.execute("SELECT rowid, key, entry FROM blocks").fetchall()
 
 
