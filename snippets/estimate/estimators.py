@@ -4,21 +4,29 @@ Source: Schulman, Approximating KL Divergence, joschu.net/blog/kl-approx.html. T
 the sampler is called q and the ratio p/q; here the sampler is P, the ratio Q/P.
 """
 
+import torch
 from torch import Tensor
+
+from snippets.exact.bregman import exp_gap
+from snippets.foundations.contract import check_tensors, widen
 
 
 def k1(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(P || Q) in nats, one unbiased estimate of either sign per sample of P.
 
-    A sample that Q cannot give costs `inf`.
+    A sample that Q cannot give is `inf`.
 
     Args:
         log_p: Log-probability of each sample under P, which drew it, `(*batch)`.
-        log_q: Log-probability of the same sample under Q, likewise.
+        log_q: Log-probability of the same sample under Q, `(*batch)`.
 
     Returns:
         One estimate per sample, `(*batch)`.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
+    check_tensors(log_p=log_p, log_q=log_q)
     return log_p - log_q
 
 
@@ -26,16 +34,21 @@ def k2(log_p: Tensor, log_q: Tensor) -> Tensor:
     """About KL(P || Q) in nats, one estimate per sample of P: biased, never negative.
 
     Its mean is the KL to second order in the log-ratio. A sample that Q cannot give
-    costs `inf`.
+    is `inf`. Half precision is computed in float32 and rounded once.
 
     Args:
         log_p: Log-probability of each sample under P, which drew it, `(*batch)`.
-        log_q: Log-probability of the same sample under Q, likewise.
+        log_q: Log-probability of the same sample under Q, `(*batch)`.
 
     Returns:
         One estimate per sample, `(*batch)`.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    return (log_p - log_q).square() / 2
+    check_tensors(log_p=log_p, log_q=log_q)
+    dtype, (log_p, log_q) = widen(log_p, log_q)
+    return ((log_p - log_q).square() / 2).to(dtype)
 
 
 def k3(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -43,32 +56,47 @@ def k3(log_p: Tensor, log_q: Tensor) -> Tensor:
 
     Unbiased where P can give every sample that Q can; what Q puts elsewhere is
     missing from the mean. Overflows to `inf` where Q is more than `exp(88)` times as
-    likely as P (in float32), and is `inf` for a sample that Q cannot give.
+    likely as P (in float32), and is `inf` for a sample that Q cannot give. Half
+    precision is computed in float32 and rounded once.
 
     Args:
         log_p: Log-probability of each sample under P, which drew it, `(*batch)`.
-        log_q: Log-probability of the same sample under Q, likewise.
+        log_q: Log-probability of the same sample under Q, `(*batch)`.
 
     Returns:
         One estimate per sample, `(*batch)`.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    log_ratio = log_q - log_p
-    return log_ratio.expm1() - log_ratio
+    check_tensors(log_p=log_p, log_q=log_q)
+    dtype, (log_p, log_q) = widen(log_p, log_q)
+    return exp_gap(log_q - log_p).to(dtype)  # u - 1 - log u, with u = Q / P
 
 
 def other_k3(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(Q || P) in nats, one estimate per sample of P: unbiased, never negative.
 
-    The other direction from the same batch. A sample that Q cannot give counts 1.
+    The other direction from the same batch: `Q / P` times k3 of the other direction.
+    A sample that Q cannot give counts 1. Half precision is computed in float32 and
+    rounded once.
 
     Args:
         log_p: Log-probability of each sample under P, which drew it, `(*batch)`.
-        log_q: Log-probability of the same sample under Q, likewise.
+        log_q: Log-probability of the same sample under Q, `(*batch)`.
 
     Returns:
         One estimate per sample, `(*batch)`.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    log_ratio = log_q - log_p
-    ratio = log_ratio.exp()
-    # 0 * -inf is nan, in the backward pass too: fill before the product.
-    return ratio * log_ratio.masked_fill(ratio == 0, 0.0) - log_ratio.expm1()
+    check_tensors(log_p=log_p, log_q=log_q)
+    dtype, (log_p, log_q) = widen(log_p, log_q)
+    log_u = log_q - log_p
+    near = log_u.abs() < 1
+    close = log_u.where(near, 0.0)
+    u = log_u.exp()
+    # u log u - u + 1; where u is 0 the product is 0 * -inf: fill before it.
+    far = u * log_u.where(u > 0, 0.0) - log_u.expm1()
+    return torch.where(near, close.exp() * exp_gap(-close), far).to(dtype)

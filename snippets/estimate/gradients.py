@@ -1,81 +1,113 @@
 """Surrogate losses whose gradient by autograd is the gradient of a KL, on average.
 
 Their arguments are log-probabilities of what was sampled: an action, or a whole
-sequence (the sum over its tokens). The weight is exp(new - old) throughout.
+sequence (the sum over its tokens). The weight is rho = new / old throughout.
 Source: Tang and Munos, arXiv:2506.09477; Zhang et al., arXiv:2505.17508.
 """
 
+import torch
 from torch import Tensor
 
+from snippets.estimate.estimators import k1, k2, k3
+from snippets.estimate.off_policy import importance_weight
+from snippets.foundations.contract import check_tensors, widen
 
-def score_loss(new_log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
+
+def score_loss(*, new_log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     """A loss with the gradient of KL(new || ref), in nats, from samples of new.
 
-    Only the gradient means something: the value is no KL. It is k1 as a cost, the
-    gradient that k1 in the reward gives. As a loss, k2 has the same gradient.
+    The value is no KL; only the gradient means something. It is k1, held constant,
+    times the log-probability: the gradient that k1 in the reward gives. As a loss, k2
+    has the same gradient.
 
     Args:
-        new_log_prob: Log-probability under the policy that trains, `(*batch)`.
-        ref_log_prob: Log-probability under the reference, likewise.
+        new_log_probs: Log-probability under the policy that trains, `(*batch)`.
+        ref_log_probs: Log-probability under the reference, `(*batch)`; gets no
+            gradient.
 
     Returns:
         One loss per sample, `(*batch)`.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    cost = (new_log_prob - ref_log_prob).detach()
-    return cost * new_log_prob
+    check_tensors(new_log_probs=new_log_probs, ref_log_probs=ref_log_probs)
+    return k1(new_log_probs, ref_log_probs).detach() * new_log_probs
 
 
 def weighted_k3_loss(
-    new_log_prob: Tensor, old_log_prob: Tensor, ref_log_prob: Tensor
+    *, new_log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor
 ) -> Tensor:
-    """KL(new || ref) in nats, value and gradient, from samples of old.
+    """KL(new || ref) in nats, value and gradient, from samples of old: rho times k3.
 
-    On-policy, give `new_log_prob.detach()` for old: the weight is then 1 and still
-    carries its gradient.
+    On-policy, give `new_log_probs.detach()` for old: the weight is then 1 and still
+    carries its gradient. The gradient is `rho * log(new / ref)` also where k3 itself
+    is too large for its digits, or overflows. Half precision is computed in float32
+    and rounded once.
 
     Args:
-        new_log_prob: Log-probability under the policy that trains, `(*batch)`.
-        old_log_prob: Log-probability under the policy that sampled, likewise.
-        ref_log_prob: Log-probability under the reference, likewise.
+        new_log_probs: Log-probability under the policy that trains, `(*batch)`.
+        old_log_probs: Log-probability under the policy that sampled, `(*batch)`.
+        ref_log_probs: Log-probability under the reference, `(*batch)`.
 
     Returns:
         One loss per sample, `(*batch)`. Only new gets a gradient.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    weight = (new_log_prob - old_log_prob.detach()).exp()
-    log_ratio = ref_log_prob.detach() - new_log_prob
-    return weight * (log_ratio.expm1() - log_ratio)
+    check_tensors(
+        new_log_probs=new_log_probs,
+        old_log_probs=old_log_probs,
+        ref_log_probs=ref_log_probs,
+    )
+    dtype, (new, old, ref) = widen(new_log_probs, old_log_probs, ref_log_probs)
+    rho = importance_weight(new_log_probs=new, old_log_probs=old)
+    log_u = ref.detach() - new  # u = ref / new
+    near = log_u.abs() < 1
+    close = rho * k3(new, torch.where(near, ref.detach(), new.detach()))
+    # rho u is ref / old, a constant: without it the gradient of k3 is lost in u.
+    far = (ref - old).detach().exp() - rho * (1 + log_u)
+    return torch.where(near, close, far).to(dtype)
 
 
 def weighted_k2_loss(
-    new_log_prob: Tensor, old_log_prob: Tensor, ref_log_prob: Tensor
+    *, new_log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor
 ) -> Tensor:
     """A loss with the gradient of KL(new || ref), in nats, from samples of old.
 
-    Sample by sample the same gradient as `weighted_k3_loss`, without its overflow.
-    The value is a KL to second order only.
+    Sample by sample the same gradient as `weighted_k3_loss`, and no overflow of its
+    value, which is a KL to second order only.
 
     Args:
-        new_log_prob: Log-probability under the policy that trains, `(*batch)`.
-        old_log_prob: Log-probability under the policy that sampled, likewise.
-        ref_log_prob: Log-probability under the reference, likewise.
+        new_log_probs: Log-probability under the policy that trains, `(*batch)`.
+        old_log_probs: Log-probability under the policy that sampled, `(*batch)`.
+        ref_log_probs: Log-probability under the reference, `(*batch)`.
 
     Returns:
         One loss per sample, `(*batch)`. Only new gets a gradient.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    weight = (new_log_prob - old_log_prob).exp().detach()
-    return weight * (new_log_prob - ref_log_prob.detach()).square() / 2
+    rho = importance_weight(new_log_probs=new_log_probs, old_log_probs=old_log_probs)
+    return rho.detach() * k2(new_log_probs, ref_log_probs.detach())
 
 
-def straight_through(value: Tensor, loss: Tensor) -> Tensor:
+def straight_through(*, value: Tensor, loss: Tensor) -> Tensor:
     """The value of one tensor with the gradient of another, in their common unit.
 
     Where the loss is infinite the result is `nan`.
 
     Args:
         value: What to report, `(*batch)`. Its own gradient is dropped.
-        loss: What to differentiate, likewise.
+        loss: What to differentiate, `(*batch)`.
 
     Returns:
-        `value`, `(*batch)`, to the last digit of rounding.
+        `value`, `(*batch)`, exactly.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    return loss + (value - loss).detach()
+    check_tensors(value=value, loss=loss)
+    return value.detach() + (loss - loss.detach())

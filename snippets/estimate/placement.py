@@ -1,14 +1,39 @@
-"""The two places of a KL penalty, and the policy that both should find.
+"""The two places of a KL penalty: in the reward, or in the loss.
 
 Source: Ziegler et al., arXiv:1909.08593, for the reward; Shao et al.,
-arXiv:2402.03300, for the loss; the optimum is equation 4 of arXiv:2305.18290.
+arXiv:2402.03300, for the loss.
 """
 
+import torch
 from torch import Tensor
+
+from snippets.estimate.estimators import k1
+from snippets.estimate.gradients import weighted_k3_loss
+from snippets.estimate.off_policy import importance_weight
+from snippets.foundations.contract import check_floating, check_tensors
+
+
+def kl_penalty(kl: Tensor, beta: float) -> Tensor:
+    """Beta times a KL, in units of reward; 0 for a beta of 0, even where the KL is inf.
+
+    Args:
+        kl: A KL, or an estimate of one, in nats, `(*batch)`.
+        beta: The KL coefficient: how much reward a nat is worth, at least 0.
+
+    Returns:
+        One penalty per row, `(*batch)`.
+
+    Raises:
+        ValueError: If beta is negative or nan, or the KL is an integer tensor.
+    """
+    check_floating(kl=kl)
+    if not beta >= 0:
+        raise ValueError(f"beta is {beta}: a negative one rewards divergence")
+    return beta * kl if beta else torch.zeros_like(kl)
 
 
 def penalised_reward(
-    reward: Tensor, old_log_prob: Tensor, ref_log_prob: Tensor, beta: float
+    *, rewards: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, beta: float
 ) -> Tensor:
     """The reward less beta times k1, for samples of old: a number, without gradient.
 
@@ -16,38 +41,52 @@ def penalised_reward(
     E[reward] - beta KL(old || ref). Subtract the baseline from the result.
 
     Args:
-        reward: One reward per sample, `(*batch)`.
-        old_log_prob: Log-probability under the policy that sampled, likewise.
-        ref_log_prob: Log-probability under the reference, likewise.
-        beta: The reward that a nat is worth.
+        rewards: One reward per sample, `(*batch)`.
+        old_log_probs: Log-probability under the policy that sampled, `(*batch)`.
+        ref_log_probs: Log-probability under the reference, `(*batch)`.
+        beta: The KL coefficient, at least 0.
 
     Returns:
         One reward per sample, `(*batch)`.
+
+    Raises:
+        ValueError: If beta is negative, the shapes differ, or one is an integer tensor.
     """
-    return reward - beta * (old_log_prob - ref_log_prob).detach()
+    check_tensors(
+        rewards=rewards, old_log_probs=old_log_probs, ref_log_probs=ref_log_probs
+    )
+    return rewards - kl_penalty(k1(old_log_probs, ref_log_probs).detach(), beta)
 
 
-def policy_loss(new_log_prob: Tensor, old_log_prob: Tensor, gain: Tensor) -> Tensor:
-    """Minus the gain, weighted by how much more often new would sample it.
+def policy_gradient_loss(
+    *, new_log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor
+) -> Tensor:
+    """Minus the advantage, weighted by how much more often new would sample it.
 
     Its gradient is minus the policy gradient, on average over samples of old.
 
     Args:
-        new_log_prob: Log-probability under the policy that trains, `(*batch)`.
-        old_log_prob: Log-probability under the policy that sampled, likewise.
-        gain: Reward less baseline, or advantage; a constant, likewise.
+        new_log_probs: Log-probability under the policy that trains, `(*batch)`.
+        old_log_probs: Log-probability under the policy that sampled, `(*batch)`.
+        advantages: Reward less baseline; a constant, `(*batch)`.
 
     Returns:
         One loss per sample, `(*batch)`, to be minimised.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    return -(new_log_prob - old_log_prob.detach()).exp() * gain.detach()
+    check_tensors(advantages=advantages, new_log_probs=new_log_probs)
+    rho = importance_weight(new_log_probs=new_log_probs, old_log_probs=old_log_probs)
+    return -rho * advantages.detach()
 
 
 def penalised_loss(
-    new_log_prob: Tensor,
-    old_log_prob: Tensor,
-    ref_log_prob: Tensor,
-    gain: Tensor,
+    *,
+    new_log_probs: Tensor,
+    old_log_probs: Tensor,
+    ref_log_probs: Tensor,
+    advantages: Tensor,
     beta: float,
 ) -> Tensor:
     """The policy loss plus beta KL(new || ref), the latter with its true gradient.
@@ -55,37 +94,24 @@ def penalised_loss(
     The penalty is k3 times the importance weight, which carries a gradient too.
 
     Args:
-        new_log_prob: Log-probability under the policy that trains, `(*batch)`.
-        old_log_prob: Log-probability under the policy that sampled, likewise.
-        ref_log_prob: Log-probability under the reference, likewise.
-        gain: Reward less baseline, or advantage; a constant, likewise.
-        beta: The reward that a nat is worth.
+        new_log_probs: Log-probability under the policy that trains, `(*batch)`.
+        old_log_probs: Log-probability under the policy that sampled, `(*batch)`.
+        ref_log_probs: Log-probability under the reference, `(*batch)`.
+        advantages: Reward less baseline; a constant, `(*batch)`.
+        beta: The KL coefficient, at least 0.
 
     Returns:
         One loss per sample, `(*batch)`, to be minimised.
-    """
-    weight = (new_log_prob - old_log_prob.detach()).exp()
-    log_ratio = ref_log_prob.detach() - new_log_prob
-    return weight * (beta * (log_ratio.expm1() - log_ratio) - gain.detach())
-
-
-def optimal_log_policy(ref_logits: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """Log-probabilities of the policy with the best E[reward] - beta KL(policy || ref).
-
-    It is the reference times exp(reward / beta), normalised. An action that the
-    reference excludes stays excluded.
-
-    Args:
-        ref_logits: Logits of the reference, `(*batch, actions)`.
-        rewards: Reward of each action, likewise.
-        beta: The reward that a nat is worth.
-
-    Returns:
-        `(*batch, actions)`, normalised.
 
     Raises:
-        ValueError: If beta is not positive.
+        ValueError: If beta is negative, the shapes differ, or one is an integer tensor.
     """
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}, and must be positive")
-    return (ref_logits.log_softmax(-1) + rewards / beta).log_softmax(-1)
+    loss = policy_gradient_loss(
+        new_log_probs=new_log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
+    kl = weighted_k3_loss(
+        new_log_probs=new_log_probs,
+        old_log_probs=old_log_probs,
+        ref_log_probs=ref_log_probs,
+    )
+    return loss + kl_penalty(kl, beta)

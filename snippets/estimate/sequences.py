@@ -1,79 +1,82 @@
 """From tokens to sequences: sums, what comes later, and three means over padding.
 
-Source: Tang and Munos, arXiv:2506.09477, for the gradient of a sequence's KL.
+Source: Tang and Munos, arXiv:2506.09477, for the gradient of a sequence's KL. The
+means have the names of verl's `loss_agg_mode`.
 """
 
-import torch
 from torch import Tensor
 
+from snippets.estimate.estimators import k1, k2
+from snippets.foundations.contract import check_mask, widen
 
-def sequence_log_prob(token_log_probs: Tensor, mask: Tensor) -> Tensor:
+
+def sequence_log_prob(log_probs: Tensor, mask: Tensor) -> Tensor:
     """Log-probability in nats of each sequence, from those of its tokens.
 
     What stands under the mask is not read, `nan` included. An empty sequence has
     log-probability 0.
 
     Args:
-        token_log_probs: Log-probability of each token, `(*batch, time)`.
-        mask: True where a token was sampled from the policy, likewise.
+        log_probs: Log-probability of each token, `(*batch, time)`.
+        mask: True where a token was sampled from the policy, `(*batch, time)`.
 
     Returns:
         One log-probability per sequence, `(*batch)`.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, or the shapes differ.
     """
-    if mask.dtype != torch.bool or mask.shape != token_log_probs.shape:
-        raise ValueError("mask must be boolean, with the shape of token_log_probs")
-    return token_log_probs.masked_fill(~mask, 0.0).sum(-1)
+    check_mask(mask, log_probs=log_probs)
+    return log_probs.masked_fill(~mask, 0.0).sum(-1)
 
 
-def to_go(values: Tensor, mask: Tensor) -> Tensor:
+def reward_to_go(values: Tensor, mask: Tensor) -> Tensor:
     """The sum of the values from each token to the end, in their unit.
 
     Args:
         values: One value per token, `(*batch, time)`.
-        mask: True where the token counts, likewise.
+        mask: True where the token counts, `(*batch, time)`.
 
     Returns:
         One sum per token, `(*batch, time)`. Its first entry is the whole sequence's.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, or the shapes differ.
     """
-    if mask.dtype != torch.bool or mask.shape != values.shape:
-        raise ValueError("mask must be boolean, with the shape of values")
-    return values.masked_fill(~mask, 0.0).flip(-1).cumsum(-1).flip(-1)
+    check_mask(mask, values=values)
+    dtype, (values,) = widen(values)
+    counted = values.masked_fill(~mask, 0.0)
+    return counted.flip(-1).cumsum(-1).flip(-1).to(dtype)
 
 
-def full_gradient_loss(
-    new_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor
+def sequence_gradient_loss(
+    *, new_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
     """A loss with the gradient of the sequence KL(new || ref), from samples of new.
 
-    Each token pays for its own log-ratio and for all later ones, which depend on it.
-    Only the gradient means something.
+    Each token is weighted with its own log-ratio and all later ones, which depend on
+    it. The value is no KL; only the gradient means something.
 
     Args:
-        new_log_probs: Log-probability of each token under new, `(*batch, time)`.
-        ref_log_probs: The same under the reference, likewise.
-        mask: True where a token was sampled from new, likewise.
+        new_log_probs: Log-probability of each token under the policy that trains,
+            which sampled it, `(*batch, time)`.
+        ref_log_probs: Log-probability of each token under the reference,
+            `(*batch, time)`; gets no gradient.
+        mask: True where a token was sampled, `(*batch, time)`.
 
     Returns:
         One loss per sequence, `(*batch)`.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, or the shapes differ.
     """
-    if mask.dtype != torch.bool or mask.shape != new_log_probs.shape:
-        raise ValueError("mask must be boolean, with the shape of new_log_probs")
-    log_ratio = (new_log_probs - ref_log_probs).detach().masked_fill(~mask, 0.0)
-    cost = log_ratio.flip(-1).cumsum(-1).flip(-1)  # (*batch, time)
-    return (cost * new_log_probs.masked_fill(~mask, 0.0)).sum(-1)
+    check_mask(mask, new_log_probs=new_log_probs, ref_log_probs=ref_log_probs)
+    new, ref = (x.masked_fill(~mask, 0.0) for x in (new_log_probs, ref_log_probs))
+    return (reward_to_go(k1(new, ref).detach(), mask) * new).sum(-1)
 
 
 def token_gradient_loss(
-    new_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor
+    *, new_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
     """A loss with part of the gradient of the sequence KL(new || ref).
 
@@ -82,79 +85,82 @@ def token_gradient_loss(
     tokens. For one token it is the whole gradient.
 
     Args:
-        new_log_probs: Log-probability of each token under new, `(*batch, time)`.
-        ref_log_probs: The same under the reference, likewise.
-        mask: True where a token was sampled from new, likewise.
+        new_log_probs: Log-probability of each token under the policy that trains,
+            which sampled it, `(*batch, time)`.
+        ref_log_probs: Log-probability of each token under the reference,
+            `(*batch, time)`; gets no gradient.
+        mask: True where a token was sampled, `(*batch, time)`.
 
     Returns:
         One loss per sequence, `(*batch)`.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, or the shapes differ.
     """
-    if mask.dtype != torch.bool or mask.shape != new_log_probs.shape:
-        raise ValueError("mask must be boolean, with the shape of new_log_probs")
-    log_ratio = (new_log_probs - ref_log_probs.detach()).masked_fill(~mask, 0.0)
-    return log_ratio.square().sum(-1) / 2
+    check_mask(mask, new_log_probs=new_log_probs, ref_log_probs=ref_log_probs)
+    tokens = (new_log_probs, ref_log_probs.detach())
+    return k2(*(x.masked_fill(~mask, 0.0) for x in tokens)).sum(-1)
 
 
 def token_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean over all tokens of a batch: nats per token.
 
-    A long sequence weighs more than a short one. Without any token it is `nan`.
+    A long sequence weighs more than a short one. Without any token it is `nan`. What
+    stands under the mask is not read.
 
     Args:
-        values: One value per token, `(batch, time)`.
-        mask: True where the token counts, likewise.
+        values: One value per token, `(samples, time)`.
+        mask: True where the token counts, `(samples, time)`.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, or the shapes differ.
     """
-    if mask.dtype != torch.bool or mask.shape != values.shape:
-        raise ValueError("mask must be boolean, with the shape of values")
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum()
+    check_mask(mask, values=values)
+    dtype, (values,) = widen(values)
+    return (values.masked_fill(~mask, 0.0).sum() / mask.sum()).to(dtype)
 
 
-def mean_of_means(values: Tensor, mask: Tensor) -> Tensor:
+def seq_mean_token_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean over sequences of the mean over their tokens: nats per token.
 
     A sequence weighs the same whatever its length, so a token of a long one weighs
     less. A sequence without tokens makes it `nan`.
 
     Args:
-        values: One value per token, `(batch, time)`.
-        mask: True where the token counts, likewise.
+        values: One value per token, `(samples, time)`.
+        mask: True where the token counts, `(samples, time)`.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, or the shapes differ.
     """
-    if mask.dtype != torch.bool or mask.shape != values.shape:
-        raise ValueError("mask must be boolean, with the shape of values")
-    return (values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)).mean()
+    check_mask(mask, values=values)
+    dtype, (values,) = widen(values)
+    means = values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)  # (samples)
+    return means.mean().to(dtype)
 
 
-def mean_of_sums(values: Tensor, mask: Tensor) -> Tensor:
+def seq_mean_token_sum(values: Tensor, mask: Tensor) -> Tensor:
     """The mean over sequences of the sum over their tokens: nats per sequence.
 
     The only one of the three whose mean is the KL between distributions over
     sequences. A sequence without tokens counts 0.
 
     Args:
-        values: One value per token, `(batch, time)`.
-        mask: True where the token counts, likewise.
+        values: One value per token, `(samples, time)`.
+        mask: True where the token counts, `(samples, time)`.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, or the shapes differ.
     """
-    if mask.dtype != torch.bool or mask.shape != values.shape:
-        raise ValueError("mask must be boolean, with the shape of values")
-    return values.masked_fill(~mask, 0.0).sum(-1).mean()
+    check_mask(mask, values=values)
+    dtype, (values,) = widen(values)
+    return sequence_log_prob(values, mask).mean().to(dtype)

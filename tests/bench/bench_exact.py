@@ -27,7 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from torch.nn.functional import kl_div
 
 from snippets.exact.bernoulli import kl_bernoulli
-from snippets.exact.catalogue import PAIRS
+from snippets.lab.catalogue import PAIRS
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.exact.gaussian import kl_gaussian
 from snippets.exact.multidiscrete import kl_multidiscrete

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from snippets.estimate.choosing import ROWS, choose
-from snippets.estimate.enumeration import every_sequence, prefixes, token_log_probs
+from snippets.lab.enumeration import every_sequence, prefixes, token_log_probs
 
 CLOSE = {"rtol": 0, "atol": 1e-10}  # float64 sums over 64 sequences
 BETA = 0.3

@@ -8,7 +8,7 @@ from torch import inf, tensor
 from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 
-from snippets.estimate.enumeration import (
+from snippets.lab.enumeration import (
     every_sequence,
     moments,
     prefixes,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nan, tensor
 from torch.testing import assert_close
 
-from snippets.estimate.enumeration import every_sequence, moments, token_log_probs
+from snippets.lab.enumeration import every_sequence, moments, token_log_probs
 from snippets.estimate.sequences import (
     full_gradient_loss,
     mean_of_means,

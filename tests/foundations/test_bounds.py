@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from snippets.algorithms import mdp
+from snippets.lab import mdp
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.bounds import bretagnolle_huber, pinsker, return_bound
 from snippets.foundations.neighbours import total_variation

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import inf, tensor
 from torch.testing import assert_close
 
-from snippets.algorithms import mdp
+from snippets.lab import mdp
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.chain_rule import marginal_log_prob, per_token, sequence_kl
 

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
-from snippets.algorithms.trpo import gaussian_divergence
+from snippets.algorithms.trust_region.trpo import gaussian_divergence
 
 pytest.importorskip("sb3_contrib", minversion="2.9")
 import gymnasium

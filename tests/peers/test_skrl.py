@@ -10,7 +10,7 @@ from torch.distributions import Independent, Normal
 from torch.distributions import kl_divergence as exact
 from torch.testing import assert_close
 
-from snippets.algorithms.adaptive_rate import adapt_rate
+from snippets.algorithms.trust_region.adaptive_rate import adapt_rate
 
 pytest.importorskip("skrl", minversion="2.1")
 from skrl.agents.torch.ppo import PPO, PPO_CFG

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from snippets.algorithms.ppo_clip import step_divergence
+from snippets.algorithms.trust_region.ppo_clip import step_divergence
 
 pytest.importorskip("stable_baselines3", minversion="2.9")
 import gymnasium

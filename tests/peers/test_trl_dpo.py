@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from snippets.algorithms.dpo import (
+from snippets.algorithms.language_models.dpo import (
     answer_log_ratio,
     dpo_loss,
     f_dpo_loss,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from snippets.algorithms.distillation import (
+from snippets.algorithms.language_models.distillation import (
     forward_divergence,
     generalised_jensen_shannon,
 )

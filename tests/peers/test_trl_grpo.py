@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from snippets.algorithms.grpo import (
+from snippets.algorithms.language_models.grpo import (
     centred_advantages,
     clipped_gain,
     clipped_losses,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from snippets.algorithms.rloo import leave_one_out, penalised_scores
+from snippets.algorithms.language_models.rloo import leave_one_out, penalised_scores
 from snippets.estimate.sequences import token_mean
 
 pytest.importorskip("trl", minversion="1.16")
