@@ -14,7 +14,8 @@ from snippets.foundations.contract import check_tensors, widen
 def k1(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(P || Q) in nats, one unbiased estimate of either sign per sample of P.
 
-    A sample that Q cannot give is `inf`.
+    A sample that Q cannot give is `inf`. One that P itself cannot give, as after top-k
+    filtering of P alone, is `-inf`; one that neither can give is `nan`.
 
     Args:
         log_p: Log-probability of each sample under P, which drew it, `(*batch)`.
@@ -33,8 +34,9 @@ def k1(log_p: Tensor, log_q: Tensor) -> Tensor:
 def k2(log_p: Tensor, log_q: Tensor) -> Tensor:
     """About KL(P || Q) in nats, one estimate per sample of P: biased, never negative.
 
-    Its mean is the KL to second order in the log-ratio. A sample that Q cannot give
-    is `inf`. Half precision is computed in float32 and rounded once.
+    Its mean is the KL to second order in the log-ratio. A sample that only one of them
+    can give is `inf`; one that neither can give is `nan`. Half precision is computed
+    in float32 and rounded once.
 
     Args:
         log_p: Log-probability of each sample under P, which drew it, `(*batch)`.
@@ -56,8 +58,8 @@ def k3(log_p: Tensor, log_q: Tensor) -> Tensor:
 
     Unbiased where P can give every sample that Q can; what Q puts elsewhere is
     missing from the mean. Overflows to `inf` where Q is more than `exp(88)` times as
-    likely as P (in float32), and is `inf` for a sample that Q cannot give. Half
-    precision is computed in float32 and rounded once.
+    likely as P (in float32), and is `inf` for a sample that Q cannot give. One that P
+    itself cannot give is `nan`. Half precision is computed in float32 and rounded once.
 
     Args:
         log_p: Log-probability of each sample under P, which drew it, `(*batch)`.
@@ -78,8 +80,8 @@ def other_k3(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(Q || P) in nats, one estimate per sample of P: unbiased, never negative.
 
     The other direction from the same batch: `Q / P` times k3 of the other direction.
-    A sample that Q cannot give counts 1. Half precision is computed in float32 and
-    rounded once.
+    A sample that Q cannot give counts 1. One that P itself cannot give is `inf`, and
+    `nan` where Q cannot either. Half precision is computed in float32 and rounded once.
 
     Args:
         log_p: Log-probability of each sample under P, which drew it, `(*batch)`.
@@ -97,6 +99,6 @@ def other_k3(log_p: Tensor, log_q: Tensor) -> Tensor:
     near = log_u.abs() < 1
     close = log_u.where(near, 0.0)
     u = log_u.exp()
-    # u log u - u + 1; where u is 0 the product is 0 * -inf: fill before it.
-    far = u * log_u.where(u > 0, 0.0) - log_u.expm1()
+    # Where u is 0 the product would be 0 * -inf: fill before it.
+    far = u * (log_u.where(u > 0, 0.0) - 1) + 1  # u log u - u + 1
     return torch.where(near, close.exp() * exp_gap(-close), far).to(dtype)

@@ -18,7 +18,7 @@ def score_loss(*, new_log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
 
     The value is no KL; only the gradient means something. It is k1, held constant,
     times the log-probability: the gradient that k1 in the reward gives. As a loss, k2
-    has the same gradient.
+    has the same gradient. Half precision is computed in float32 and rounded once.
 
     Args:
         new_log_probs: Log-probability under the policy that trains, `(*batch)`.
@@ -32,7 +32,8 @@ def score_loss(*, new_log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         ValueError: If the shapes differ, or one is an integer tensor.
     """
     check_tensors(new_log_probs=new_log_probs, ref_log_probs=ref_log_probs)
-    return k1(new_log_probs, ref_log_probs).detach() * new_log_probs
+    dtype, (new, ref) = widen(new_log_probs, ref_log_probs)
+    return (k1(new, ref).detach() * new).to(dtype)
 
 
 def weighted_k3_loss(
@@ -42,8 +43,9 @@ def weighted_k3_loss(
 
     On-policy, give `new_log_probs.detach()` for old: the weight is then 1 and still
     carries its gradient. The gradient is `rho * log(new / ref)` also where k3 itself
-    is too large for its digits, or overflows. Half precision is computed in float32
-    and rounded once.
+    is too large for its digits, or overflows. A sample that old cannot give, which it
+    cannot have drawn, is `inf` or `nan`. Half precision is computed in float32 and
+    rounded once.
 
     Args:
         new_log_probs: Log-probability under the policy that trains, `(*batch)`.
@@ -77,7 +79,8 @@ def weighted_k2_loss(
     """A loss with the gradient of KL(new || ref), in nats, from samples of old.
 
     Sample by sample the same gradient as `weighted_k3_loss`, and no overflow of its
-    value, which is a KL to second order only.
+    value, which is a KL to second order only. Half precision is computed in float32
+    and rounded once.
 
     Args:
         new_log_probs: Log-probability under the policy that trains, `(*batch)`.
@@ -90,8 +93,14 @@ def weighted_k2_loss(
     Raises:
         ValueError: If the shapes differ, or one is an integer tensor.
     """
-    rho = importance_weight(new_log_probs=new_log_probs, old_log_probs=old_log_probs)
-    return rho.detach() * k2(new_log_probs, ref_log_probs.detach())
+    check_tensors(
+        new_log_probs=new_log_probs,
+        old_log_probs=old_log_probs,
+        ref_log_probs=ref_log_probs,
+    )
+    dtype, (new, old, ref) = widen(new_log_probs, old_log_probs, ref_log_probs)
+    rho = importance_weight(new_log_probs=new, old_log_probs=old).detach()
+    return (rho * k2(new, ref.detach())).to(dtype)
 
 
 def straight_through(*, value: Tensor, loss: Tensor) -> Tensor:

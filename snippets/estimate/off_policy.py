@@ -15,8 +15,9 @@ def importance_weight(*, new_log_probs: Tensor, old_log_probs: Tensor) -> Tensor
 
     Its mean over samples of old is 1. It carries the gradient of new: call
     `.detach()` where the weight is to count as a constant. For a sequence, give the
-    sums over its tokens; a product of weights per token is the same. Half precision
-    is computed in float32 and rounded once.
+    sums over its tokens; a product of weights per token is the same. A sample that old
+    cannot give, which it cannot have drawn, has weight `inf`. Half precision is computed
+    in float32 and rounded once.
 
     Args:
         new_log_probs: Log-probability under the policy that trains, `(*batch)`.
@@ -65,7 +66,8 @@ def self_normalised_mean(values: Tensor, log_weights: Tensor) -> Tensor:
 
     Biased by the order of 1 / samples, and never outside the range of the values.
     Log-weights need no common scale, so a missing normaliser does not matter. A sample
-    of weight 0 is not read. Without any sample the mean is `nan`.
+    of weight 0 is not read. Without any sample, or with every weight 0 or one infinite,
+    the mean is `nan`. Half precision is computed in float32 and rounded once.
 
     Args:
         values: One estimate per sample, `(*batch, samples)`.

@@ -10,7 +10,7 @@ from torch import Tensor
 from snippets.estimate.estimators import k1
 from snippets.estimate.gradients import weighted_k3_loss
 from snippets.estimate.off_policy import importance_weight
-from snippets.foundations.contract import check_floating, check_tensors
+from snippets.foundations.contract import check_floating, check_tensors, widen
 
 
 def kl_penalty(kl: Tensor, beta: float) -> Tensor:
@@ -63,7 +63,8 @@ def policy_gradient_loss(
 ) -> Tensor:
     """Minus the advantage, weighted by how much more often new would sample it.
 
-    Its gradient is minus the policy gradient, on average over samples of old.
+    Its gradient is minus the policy gradient, on average over samples of old. Half
+    precision is computed in float32 and rounded once.
 
     Args:
         new_log_probs: Log-probability under the policy that trains, `(*batch)`.
@@ -76,9 +77,12 @@ def policy_gradient_loss(
     Raises:
         ValueError: If the shapes differ, or one is an integer tensor.
     """
-    check_tensors(advantages=advantages, new_log_probs=new_log_probs)
-    rho = importance_weight(new_log_probs=new_log_probs, old_log_probs=old_log_probs)
-    return -rho * advantages.detach()
+    check_tensors(
+        advantages=advantages, new_log_probs=new_log_probs, old_log_probs=old_log_probs
+    )
+    dtype, (new, old, signal) = widen(new_log_probs, old_log_probs, advantages)
+    rho = importance_weight(new_log_probs=new, old_log_probs=old)
+    return (-rho * signal.detach()).to(dtype)
 
 
 def penalised_loss(
@@ -91,7 +95,9 @@ def penalised_loss(
 ) -> Tensor:
     """The policy loss plus beta KL(new || ref), the latter with its true gradient.
 
-    The penalty is k3 times the importance weight, which carries a gradient too.
+    The penalty is k3 times the importance weight, which carries a gradient too. With a
+    beta of 0 the reference is not read. Half precision is computed in float32 and
+    rounded once.
 
     Args:
         new_log_probs: Log-probability under the policy that trains, `(*batch)`.
@@ -106,12 +112,17 @@ def penalised_loss(
     Raises:
         ValueError: If beta is negative, the shapes differ, or one is an integer tensor.
     """
-    loss = policy_gradient_loss(
-        new_log_probs=new_log_probs, old_log_probs=old_log_probs, advantages=advantages
-    )
-    kl = weighted_k3_loss(
+    given = (new_log_probs, old_log_probs, ref_log_probs, advantages)
+    check_tensors(
         new_log_probs=new_log_probs,
         old_log_probs=old_log_probs,
         ref_log_probs=ref_log_probs,
+        advantages=advantages,
     )
-    return loss + kl_penalty(kl, beta)
+    dtype, (new, old, ref, signal) = widen(*given)
+    policies = {"new_log_probs": new, "old_log_probs": old}
+    # --8<-- [start:core]
+    loss = policy_gradient_loss(**policies, advantages=signal)
+    kl = weighted_k3_loss(**policies, ref_log_probs=ref)
+    return (loss + kl_penalty(kl, beta)).to(dtype)
+    # --8<-- [end:core]

@@ -3,75 +3,92 @@
 Source: Amini, Vieira and Cotterell, arXiv:2504.10637.
 """
 
-import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from snippets.estimate.sequences import reward_to_go
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.foundations.contract import check_mask, check_tensors, widen
 
 
-def token_kl(new_logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """KL(new || ref) in nats of the next token at each prefix, exact.
+def rao_blackwell_kl(
+    *, new_logits: Tensor, ref_logits: Tensor, mask: Tensor
+) -> Tensor:
+    """KL(new || ref) in nats over sequences, from samples of new and full logits.
 
-    A logit of `-inf` masks its token. Masked in new, it adds nothing; masked in ref
-    alone, it makes the divergence `inf`.
-
-    Args:
-        new_logits: Logits of the policy that trains, `(*batch, time, vocab)`.
-        ref_logits: Logits of the reference at the same prefixes, likewise.
-
-    Returns:
-        One divergence per token, `(*batch, time)`. Gradients flow to both.
-    """
-    log_new = new_logits.log_softmax(-1)  # (*batch, time, vocab)
-    log_ref = ref_logits.log_softmax(-1)  # (*batch, time, vocab)
-    # 0 * nan is nan, in the backward pass too: fill before the product.
-    log_ratio = (log_new - log_ref).masked_fill(log_new.isneginf(), 0.0)
-    return (log_new.exp() * log_ratio).sum(-1)
-
-
-def rao_blackwell_kl(new_logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
-    """KL(new || ref) in nats over sequences: unbiased, never negative.
-
-    One estimate per sequence sampled from new. As a loss it has only the part of the
-    gradient that sees the sampled prefixes as given.
+    Unbiased, never negative, and exactly 0 for equal logits. As a loss it has only the
+    part of the gradient that sees the sampled prefixes as given. What stands under the
+    mask is not read, in value and gradient. A token that ref excludes and new does not
+    makes it `inf`. Half precision is computed in float32 and rounded once.
 
     Args:
         new_logits: Logits of the policy that sampled, `(*batch, time, vocab)`.
-        ref_logits: Logits of the reference at the same prefixes, likewise.
+        ref_logits: Logits of the reference at the same prefixes,
+            `(*batch, time, vocab)`.
         mask: True where a token was sampled, `(*batch, time)`.
 
     Returns:
-        One estimate per sequence, `(*batch)`.
+        One estimate per sequence, `(*batch)`. Gradients flow to both policies.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, the shapes do not fit, or logits are
+            integers.
     """
-    if mask.dtype != torch.bool or mask.shape != new_logits.shape[:-1]:
-        raise ValueError("mask must be boolean, with one entry per token")
-    exact = token_kl(new_logits, ref_logits)  # (*batch, time)
-    return exact.masked_fill(~mask, 0.0).sum(-1)
+    _check(new_logits, ref_logits, mask)
+    dtype, (new, ref) = widen(new_logits, ref_logits)
+    return _next_token_kls(new, ref, mask).sum(-1).to(dtype)
 
 
 def rao_blackwell_loss(
-    new_logits: Tensor, ref_logits: Tensor, new_log_probs: Tensor, mask: Tensor
+    *, new_logits: Tensor, ref_logits: Tensor, new_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
     """KL(new || ref) in nats over sequences, value and gradient, from samples of new.
 
-    Each token also pays for the exact KLs at the prefixes after it.
+    Each token is also held to account for the exact KLs at the prefixes after it. What
+    stands under the mask is not read, in value and gradient. A token that ref excludes
+    and new does not makes it `inf` or `nan`. Half precision is computed in float32 and
+    rounded once.
 
     Args:
         new_logits: Logits of the policy that trains, `(*batch, time, vocab)`.
-        ref_logits: Logits of the reference at the same prefixes, likewise.
-        new_log_probs: Log-probability of the sampled tokens, `(*batch, time)`.
-        mask: True where a token was sampled, likewise.
+        ref_logits: Logits of the reference at the same prefixes,
+            `(*batch, time, vocab)`.
+        new_log_probs: Log-probability of the sampled tokens under the policy that
+            trains, `(*batch, time)`.
+        mask: True where a token was sampled, `(*batch, time)`.
 
     Returns:
-        One loss per sequence, `(*batch)`.
+        One loss per sequence, `(*batch)`. Gradients flow to both policies.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, the shapes do not fit, or a tensor is an
+            integer one.
     """
-    if mask.dtype != torch.bool or mask.shape != new_log_probs.shape:
-        raise ValueError("mask must be boolean, with the shape of new_log_probs")
-    exact = token_kl(new_logits, ref_logits).masked_fill(~mask, 0.0)
-    later = (exact.flip(-1).cumsum(-1).flip(-1) - exact).detach()  # (*batch, time)
-    score = (new_log_probs - new_log_probs.detach()).masked_fill(~mask, 0.0)
-    return (exact + later * score).sum(-1)
+    _check(new_logits, ref_logits, mask)
+    check_mask(mask, new_log_probs=new_log_probs)
+    dtype, (new, ref, log_probs) = widen(new_logits, ref_logits, new_log_probs)
+    # --8<-- [start:core]
+    exact = _next_token_kls(new, ref, mask)  # (*batch, time)
+    later = pad(reward_to_go(exact.detach(), mask)[..., 1:], (0, 1))  # (*batch, time)
+    chosen = log_probs.masked_fill(~mask, 0.0)
+    score = chosen - chosen.detach()  # 0, with the gradient of the log-probability
+    return (exact + later * score).sum(-1).to(dtype)
+    # --8<-- [end:core]
+
+
+def _check(new_logits: Tensor, ref_logits: Tensor, mask: Tensor) -> None:
+    """Refuse logits that differ in shape, and a mask without one entry per token."""
+    check_tensors(2, new_logits=new_logits, ref_logits=ref_logits)
+    check_mask(mask)
+    if mask.shape != new_logits.shape[:-1]:
+        of_mask, of_logits = [*mask.shape], [*new_logits.shape]
+        raise ValueError(f"mask is {of_mask}, new_logits is {of_logits}")
+
+
+def _next_token_kls(new: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
+    """The exact KL at each prefix, 0 under the mask, `(*batch, time)`."""
+    # --8<-- [start:exact]
+    padding = ~mask.unsqueeze(-1)  # (*batch, time, 1): emptied first, never read
+    filled = (x.masked_fill(padding, 0.0) for x in (new, ref))
+    return kl_divergence_logits(*filled)
+    # --8<-- [end:exact]

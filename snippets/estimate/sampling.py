@@ -6,13 +6,17 @@ action preferences).
 
 from torch import Tensor
 
+from snippets.foundations.contract import check_floating, check_positive, widen
 
-def log_prob(logits: Tensor, actions: Tensor, temperature: float) -> Tensor:
-    """Log-probability in nats of each action that was taken.
 
-    The policy is `softmax(logits / temperature)`: the sampler's own temperature,
-    and the same one for every policy that is compared with it. An action whose
-    logit is `-inf` has log-probability `-inf`.
+def log_prob(logits: Tensor, *, actions: Tensor, temperature: float) -> Tensor:
+    """Log-probability in nats of each action that was taken, from logits.
+
+    The policy is `softmax(logits / temperature)`: the sampler's own temperature, and
+    the same one for every policy that is compared with it. An action whose logit is
+    `-inf` has log-probability `-inf`. A number that is no action, such as the label
+    -100 of padding, is an error of torch's `gather`: fill it before. Half precision is
+    computed in float32 and rounded once.
 
     Args:
         logits: Logits of the policy, `(*batch, actions)`, normalised or not.
@@ -23,12 +27,19 @@ def log_prob(logits: Tensor, actions: Tensor, temperature: float) -> Tensor:
         One log-probability per action taken, `(*batch)`.
 
     Raises:
-        ValueError: If the temperature is not positive, or the shapes disagree.
+        ValueError: If the temperature is not positive, the shapes disagree, logits are
+            integers or actions are not.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, and must be positive")
-    if logits.shape[:-1] != actions.shape:
-        shapes = f"{tuple(logits.shape)} and {tuple(actions.shape)}"
-        raise ValueError(f"logits and actions have shapes {shapes}")
+    check_positive(temperature=temperature)
+    check_floating(logits=logits)
+    if logits.shape[:-1] != actions.shape or not logits.ndim:
+        of_logits, of_actions = [*logits.shape], [*actions.shape]
+        raise ValueError(f"logits is {of_logits}, actions is {of_actions}")
+    if str(actions.dtype).removeprefix("torch.u") not in INTEGERS:
+        raise ValueError(f"actions must be integers, not {actions.dtype}")
+    dtype, (logits,) = widen(logits)
+    # --8<-- [start:core]
     log_probs = (logits / temperature).log_softmax(-1)  # (*batch, actions)
-    return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # (*batch)
+    chosen = log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)  # (*batch)
+    # --8<-- [end:core]
+    return chosen.to(dtype)

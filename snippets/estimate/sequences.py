@@ -6,8 +6,9 @@ means have the names of verl's `loss_agg_mode`.
 
 from torch import Tensor
 
-from snippets.estimate.estimators import k1, k2
-from snippets.foundations.contract import check_mask, widen
+from snippets.estimate.estimators import k1, k2, k3
+from snippets.estimate.gradients import weighted_k3_loss
+from snippets.foundations.contract import check_mask, check_positive, widen
 
 
 def sequence_log_prob(log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -33,6 +34,9 @@ def sequence_log_prob(log_probs: Tensor, mask: Tensor) -> Tensor:
 def reward_to_go(values: Tensor, mask: Tensor) -> Tensor:
     """The sum of the values from each token to the end, in their unit.
 
+    What stands under the mask is not read. Half precision is computed in float32 and
+    rounded once.
+
     Args:
         values: One value per token, `(*batch, time)`.
         mask: True where the token counts, `(*batch, time)`.
@@ -49,13 +53,40 @@ def reward_to_go(values: Tensor, mask: Tensor) -> Tensor:
     return counted.flip(-1).cumsum(-1).flip(-1).to(dtype)
 
 
+def sequence_k3(log_p: Tensor, log_q: Tensor, mask: Tensor) -> Tensor:
+    """KL(P || Q) in nats over sequences, from samples of P: the sum of k3 over tokens.
+
+    Unbiased and never negative, like k3 of the whole sequence, and with far less
+    variance on long ones. What stands under the mask is not read. A token that Q cannot
+    give is `inf`. Half precision is computed in float32 and rounded once.
+
+    Args:
+        log_p: Log-probability of each token under P, which drew it, `(*batch, time)`.
+        log_q: Log-probability of the same token under Q, `(*batch, time)`.
+        mask: True where a token was sampled, `(*batch, time)`.
+
+    Returns:
+        One estimate per sequence, `(*batch)`.
+
+    Raises:
+        ValueError: If the mask is not boolean, or the shapes differ.
+    """
+    check_mask(mask, log_p=log_p, log_q=log_q)
+    dtype, given = widen(log_p, log_q)
+    # --8<-- [start:k3]
+    log_p, log_q = (x.masked_fill(~mask, 0.0) for x in given)
+    return k3(log_p, log_q).sum(-1).to(dtype)
+    # --8<-- [end:k3]
+
+
 def sequence_gradient_loss(
     *, new_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
     """A loss with the gradient of the sequence KL(new || ref), from samples of new.
 
     Each token is weighted with its own log-ratio and all later ones, which depend on
-    it. The value is no KL; only the gradient means something.
+    it. The value is no KL; only the gradient means something. What stands under the
+    mask is not read. Half precision is computed in float32 and rounded once.
 
     Args:
         new_log_probs: Log-probability of each token under the policy that trains,
@@ -71,8 +102,9 @@ def sequence_gradient_loss(
         ValueError: If the mask is not boolean, or the shapes differ.
     """
     check_mask(mask, new_log_probs=new_log_probs, ref_log_probs=ref_log_probs)
-    new, ref = (x.masked_fill(~mask, 0.0) for x in (new_log_probs, ref_log_probs))
-    return (reward_to_go(k1(new, ref).detach(), mask) * new).sum(-1)
+    dtype, tokens = widen(new_log_probs, ref_log_probs)
+    new, ref = (x.masked_fill(~mask, 0.0) for x in tokens)
+    return (reward_to_go(k1(new, ref).detach(), mask) * new).sum(-1).to(dtype)
 
 
 def token_gradient_loss(
@@ -82,7 +114,8 @@ def token_gradient_loss(
 
     The part that each next-token distribution has at the prefixes that were sampled,
     as if the choice of a token had no effect on later prefixes: the sum of k2 over
-    tokens. For one token it is the whole gradient.
+    tokens. For one token it is the whole gradient. What stands under the mask is not
+    read. Half precision is computed in float32 and rounded once.
 
     Args:
         new_log_probs: Log-probability of each token under the policy that trains,
@@ -98,8 +131,9 @@ def token_gradient_loss(
         ValueError: If the mask is not boolean, or the shapes differ.
     """
     check_mask(mask, new_log_probs=new_log_probs, ref_log_probs=ref_log_probs)
-    tokens = (new_log_probs, ref_log_probs.detach())
-    return k2(*(x.masked_fill(~mask, 0.0) for x in tokens)).sum(-1)
+    dtype, tokens = widen(new_log_probs, ref_log_probs.detach())
+    new, ref = (x.masked_fill(~mask, 0.0) for x in tokens)
+    return k2(new, ref).sum(-1).to(dtype)
 
 
 def token_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -113,7 +147,7 @@ def token_mean(values: Tensor, mask: Tensor) -> Tensor:
         mask: True where the token counts, `(samples, time)`.
 
     Returns:
-        A scalar.
+        A scalar, `()`.
 
     Raises:
         ValueError: If the mask is not boolean, or the shapes differ.
@@ -127,14 +161,15 @@ def seq_mean_token_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean over sequences of the mean over their tokens: nats per token.
 
     A sequence weighs the same whatever its length, so a token of a long one weighs
-    less. A sequence without tokens makes it `nan`.
+    less. A sequence without tokens makes it `nan`. What stands under the mask is not
+    read.
 
     Args:
         values: One value per token, `(samples, time)`.
         mask: True where the token counts, `(samples, time)`.
 
     Returns:
-        A scalar.
+        A scalar, `()`.
 
     Raises:
         ValueError: If the mask is not boolean, or the shapes differ.
@@ -149,14 +184,15 @@ def seq_mean_token_sum(values: Tensor, mask: Tensor) -> Tensor:
     """The mean over sequences of the sum over their tokens: nats per sequence.
 
     The only one of the three whose mean is the KL between distributions over
-    sequences. A sequence without tokens counts 0.
+    sequences. A sequence without tokens counts 0. What stands under the mask is not
+    read.
 
     Args:
         values: One value per token, `(samples, time)`.
         mask: True where the token counts, `(samples, time)`.
 
     Returns:
-        A scalar.
+        A scalar, `()`.
 
     Raises:
         ValueError: If the mask is not boolean, or the shapes differ.

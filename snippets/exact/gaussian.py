@@ -4,6 +4,7 @@ Source: Kingma and Welling, arXiv:1312.6114, appendix B, for a standard normal Q
 general form follows by shifting and scaling both.
 """
 
+import torch
 from torch import Tensor
 
 from snippets.exact.bregman import ratio_gap
@@ -54,7 +55,9 @@ def check_dims(**arguments: Tensor) -> None:
             tensor.
     """
     check_floating(**arguments)
-    longest = max((x.shape for x in arguments.values()), key=len)
+    longest = torch.Size()
+    for x in arguments.values():
+        longest = x.shape if x.ndim > len(longest) else longest
     for name, x in arguments.items():
         if x.ndim == 0 or x.shape not in (longest, longest[-1:]):
             raise ValueError(f"{name} is {[*x.shape]}, beside {[*longest]}")

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from playwright.sync_api import sync_playwright
 
-from snippets.algorithms import __file__ as room
+import snippets
 
-ROOT = Path(room).parents[2]
-PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
+ROOT = Path(snippets.__file__).parents[1]
+PAGES = sorted((ROOT / "docs" / "algorithms").rglob("*.md"))
 NAMES = {
     "new", "old", "ref", "average", "target", "optimum", "behaviour", "uniform",
     "prior", "posterior", "teacher", "student", "mixture", "best-of-n",
@@ -30,10 +30,6 @@ TEXTS = {
     "algorithm", "p", "q", "samples", "estimate", "enters", "sign", "unit", "default",
     "source", "code", "test",
 }  # fmt: skip
-SECTIONS = [
-    "What it is for", "The term", "Code", "Run it", "What people get wrong",
-    "Defaults and sources", "See also",
-]  # fmt: skip
 
 
 def matter(page):
@@ -48,14 +44,8 @@ each_row = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("page", FAMILIES, ids=lambda page: page.stem)
-def test_every_page_has_the_same_parts(page):
-    outside = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
-    assert re.findall(r"^## (.+)$", outside, re.MULTILINE) == SECTIONS
-
-
-@pytest.mark.parametrize("page", FAMILIES, ids=lambda page: page.stem)
-def test_every_page_but_that_of_the_problem_has_a_row(page):
-    assert ("atlas" in matter(page)) == (page.stem != "mdp")
+def test_every_page_has_a_row(page):
+    assert matter(page).get("atlas")
 
 
 def test_no_algorithm_has_two_rows():
@@ -78,32 +68,31 @@ def test_a_row_uses_the_known_words(page, row):
     assert row["enters"] in PLACES
 
 
-@each_row
-def test_the_function_exists_and_its_page_shows_it(page, row):
+def function_of(row):
     module, name = row["code"].split(":")
-    function = getattr(importlib.import_module(f"snippets.algorithms.{module}"), name)
-    assert inspect.isfunction(function)
-    assert function.__module__ == f"snippets.algorithms.{module}"
-    assert f"snippets/algorithms/{module}.py" in page.read_text("utf-8")
+    return getattr(importlib.import_module(f"snippets.{module}"), name)
 
 
 @each_row
-def test_the_function_takes_p_before_q(page, row):
-    module, name = row["code"].split(":")
-    function = getattr(importlib.import_module(f"snippets.algorithms.{module}"), name)
-    parameters = list(inspect.signature(function).parameters)
-    places = [
-        [i for i, x in enumerate(parameters) if x.startswith(f"{row[side]}_")]
-        for side in "pq"
-    ]
-    if all(places):
-        assert places[0][0] < places[1][0], page
+def test_the_function_exists_and_its_page_calls_it(page, row):
+    assert inspect.isfunction(function_of(row))
+    assert row["code"].split(":")[1] in page.read_text("utf-8")
+
+
+@each_row
+def test_a_function_of_two_policies_takes_p_first_or_both_by_name(page, row):
+    parameters = inspect.signature(function_of(row)).parameters
+    names = list(parameters)
+    sides = [[x for x in names if x.startswith(f"{row[side]}_")] for side in "pq"]
+    if all(sides):
+        kinds = {parameters[x].kind for side in sides for x in side}
+        assert kinds == {inspect.Parameter.KEYWORD_ONLY}, page
 
 
 @each_row
 def test_the_test_exists(page, row):
-    module = row["code"].split(":")[0]
-    file = ROOT / "tests" / "algorithms" / f"test_{module}.py"
+    inside = page.relative_to(ROOT / "docs")
+    file = ROOT / "tests" / inside.parent / f"test_{inside.stem}.py"
     tree = ast.parse(file.read_text("utf-8"))
     tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert row["test"] in tests, page
@@ -119,7 +108,8 @@ def test_every_page_is_in_the_navigation():
     listed = re.findall(
         r"- algorithms/(\S+\.md)", (ROOT / "mkdocs.yml").read_text("utf-8")
     )
-    assert sorted(listed) == sorted(page.name for page in PAGES)
+    inside = [page.relative_to(ROOT / "docs/algorithms").as_posix() for page in PAGES]
+    assert sorted(listed) == sorted(inside)
 
 
 TABLE = """<div class="kl-atlas"><table>
