@@ -4,8 +4,12 @@ Colours are the custom properties of `docs/assets/site.css`. They pass through i
 the SVG, so one drawing follows the light and the dark scheme.
 """
 
+import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from textwrap import wrap
+from typing import Any
 
 import altair as alt
 import vl_convert
@@ -18,14 +22,15 @@ MUTED = "var(--kl-muted)"
 GRID = "var(--kl-grid)"
 GOOD = "var(--kl-good)"
 BAD = "var(--kl-bad)"
-WIDTH = 300  # of the plotting area: with its axis a chart stays under 380
+WIDTH, HEIGHT = 300, 190  # of the plotting area: with its axis a chart is under 380
 
+_LINE = 14  # the height of a line of text
 _TEXT = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
 _CONFIG = {
     "background": None,
     "font": "system-ui, sans-serif",
     "padding": 4,
-    "view": {"continuousWidth": WIDTH, "continuousHeight": 190, "stroke": None},
+    "view": {"continuousWidth": WIDTH, "continuousHeight": HEIGHT, "stroke": None},
     "axis": _TEXT
     | {
         "domainColor": MUTED,
@@ -46,7 +51,7 @@ _CONFIG = {
     "range": {"category": SERIES},
     "line": {"strokeWidth": 2},
     "mark": {"color": P},
-    "text": {"color": INK, "fontSize": 12},
+    "text": {"color": INK, "fontSize": 12, "lineHeight": _LINE},
     "rule": {"color": MUTED},
 }
 
@@ -73,3 +78,100 @@ def figure(chart: alt.TopLevelMixin, description: str) -> str:
     label = escape(description, quote=True)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
     return f'<figure class="kl-figure" data-search-exclude>{svg}</figure>'
+
+
+def lines(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    x: str,
+    y: str,
+    title: str | list[str],
+    description: str,
+    series: str | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    colours: Sequence[str] = SERIES,
+) -> str:
+    """A figure of lines, each with its name at its right end: `print` it.
+
+    Args:
+        rows: One for each point, in order. Numbers are rounded to four digits.
+        x: The key of the horizontal position, which is also the title of its axis.
+        y: The key of the vertical position, which is also the title of its axis.
+        title: The finding, in one line or a list of lines.
+        description: What the chart shows, in a sentence or two.
+        series: The key of the name of the line on which a point lies.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical axis is logarithmic.
+        colours: One for each line, in the order in which they first appear.
+    """
+    points: list[dict[str, Any]] = [
+        {"x": _short(row[x]), "y": _short(row[y]), "of": row[series] if series else ""}
+        for row in rows
+    ]
+    ends = {point["of"]: point for point in points}
+    names = {name: "\n".join(wrap(name, 16)) for name in ends}
+    longest = max(len(line) for name in names.values() for line in name.split("\n"))
+    across, up = (
+        (alt.X, "x:Q", x, [point["x"] for point in points], log_x),
+        (alt.Y, "y:Q", y, [point["y"] for point in points], log_y),
+    )
+    colour = alt.Scale(domain=list(ends), range=list(colours)[: len(ends)])
+    chart = alt.Chart(alt.InlineData(values=points)).encode(
+        _axis(*across), _axis(*up), alt.Color("of:N", scale=colour, legend=None)
+    )
+    layers = [chart.mark_line()]
+    for name, top in _apart(ends, names, up[3], log_y).items():
+        end = alt.Chart(alt.InlineData(values=[ends[name]])).encode(
+            alt.X("x:Q"), alt.Y(value=top), alt.Color("of:N", legend=None)
+        )
+        layers.append(
+            end.mark_text(
+                align="left", baseline="top", dx=6, text=names[name].split("\n")
+            )
+        )
+    width = min(WIDTH, 360 - 7 * longest)
+    return figure(alt.layer(*layers).properties(title=title, width=width), description)
+
+
+def _short(number: Any) -> float:
+    return float(f"{float(number):.4g}")
+
+
+def _domain(values: list[float], log: bool) -> tuple[float, float]:
+    """The range of an axis."""
+    low, high = min(values), max(values)
+    if log:
+        return low, high
+    margin = 0.04 * (high - low or 1)
+    return (0 if 0 <= low < 0.3 * high else low - margin), high + margin
+
+
+def _axis(channel: Any, field: str, title: str, values: list[float], log: bool) -> Any:
+    low, high = _domain(values, log)
+    axis = alt.Axis(tickCount=5)
+    if log and high / low > 100:
+        first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+        step = 1 + (last - first) // 5
+        powers = [10.0**power for power in range(first, last + 1, step)]
+        axis = alt.Axis(values=powers, format="~g")
+    scale = alt.Scale(type="log" if log else "linear", domain=[low, high], nice=False)
+    return channel(field, title=title, scale=scale, axis=axis)
+
+
+def _apart(
+    ends: dict[str, Any], names: dict[str, str], values: list[float], log: bool
+) -> dict[str, float]:
+    """How far below the top the names stand, so that none covers another."""
+    low, high = _domain(values, log)
+    at = math.log if log else float
+    sizes = {name: _LINE * (names[name].count("\n") + 1) for name in ends}
+    free, tops = 0.0, {}
+    for name in sorted(ends, key=lambda name: -ends[name]["y"]):
+        wanted = HEIGHT * (at(high) - at(ends[name]["y"])) / (at(high) - at(low))
+        tops[name] = max(wanted - sizes[name] / 2, free)
+        free = tops[name] + sizes[name]
+    free = HEIGHT + _LINE
+    for name in reversed(list(tops)):
+        free = tops[name] = min(tops[name], free - sizes[name])
+    return tops
