@@ -16,8 +16,8 @@ def importance_weight(*, new_log_probs: Tensor, old_log_probs: Tensor) -> Tensor
     Its mean over samples of old is 1. It carries the gradient of new: call
     `.detach()` where the weight is to count as a constant. For a sequence, give the
     sums over its tokens; a product of weights per token is the same. A sample that old
-    cannot give, which it cannot have drawn, has weight `inf`. Half precision is computed
-    in float32 and rounded once.
+    cannot give, which it cannot have drawn, has weight `inf`. Half precision is
+    computed in float32 and rounded once.
 
     Args:
         new_log_probs: Log-probability under the policy that trains, `(*batch)`.

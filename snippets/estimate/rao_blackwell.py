@@ -11,9 +11,7 @@ from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.contract import check_mask, check_tensors, widen
 
 
-def rao_blackwell_kl(
-    *, new_logits: Tensor, ref_logits: Tensor, mask: Tensor
-) -> Tensor:
+def rao_blackwell_kl(*, new_logits: Tensor, ref_logits: Tensor, mask: Tensor) -> Tensor:
     """KL(new || ref) in nats over sequences, from samples of new and full logits.
 
     Unbiased, never negative, and exactly 0 for equal logits. As a loss it has only the
@@ -44,10 +42,10 @@ def rao_blackwell_loss(
 ) -> Tensor:
     """KL(new || ref) in nats over sequences, value and gradient, from samples of new.
 
-    Each token is also held to account for the exact KLs at the prefixes after it. What
-    stands under the mask is not read, in value and gradient. A token that ref excludes
-    and new does not makes it `inf` or `nan`. Half precision is computed in float32 and
-    rounded once.
+    The gradient of each sampled token also counts the exact KLs at the prefixes after
+    it. What stands under the mask is not read, in value and gradient. A token that ref
+    excludes and new does not makes it `inf` or `nan`. Half precision is computed in
+    float32 and rounded once.
 
     Args:
         new_logits: Logits of the policy that trains, `(*batch, time, vocab)`.
@@ -69,7 +67,8 @@ def rao_blackwell_loss(
     dtype, (new, ref, log_probs) = widen(new_logits, ref_logits, new_log_probs)
     # --8<-- [start:core]
     exact = _next_token_kls(new, ref, mask)  # (*batch, time)
-    later = pad(reward_to_go(exact.detach(), mask)[..., 1:], (0, 1))  # (*batch, time)
+    to_go = pad(reward_to_go(exact.detach(), mask), (0, 1))  # (*batch, time + 1)
+    later = to_go.narrow(-1, 1, mask.shape[-1])  # (*batch, time)
     chosen = log_probs.masked_fill(~mask, 0.0)
     score = chosen - chosen.detach()  # 0, with the gradient of the log-probability
     return (exact + later * score).sum(-1).to(dtype)

@@ -4,6 +4,7 @@ Source: Sutton and Barto, Reinforcement Learning, 2nd ed., section 13.1 (softmax
 action preferences).
 """
 
+import torch
 from torch import Tensor
 
 from snippets.foundations.contract import check_floating, check_positive, widen
@@ -35,7 +36,7 @@ def log_prob(logits: Tensor, *, actions: Tensor, temperature: float) -> Tensor:
     if logits.shape[:-1] != actions.shape or not logits.ndim:
         of_logits, of_actions = [*logits.shape], [*actions.shape]
         raise ValueError(f"logits is {of_logits}, actions is {of_actions}")
-    if str(actions.dtype).removeprefix("torch.u") not in INTEGERS:
+    if actions.is_floating_point() or actions.dtype == torch.bool:
         raise ValueError(f"actions must be integers, not {actions.dtype}")
     dtype, (logits,) = widen(logits)
     # --8<-- [start:core]

@@ -103,8 +103,11 @@ def sequence_gradient_loss(
     """
     check_mask(mask, new_log_probs=new_log_probs, ref_log_probs=ref_log_probs)
     dtype, tokens = widen(new_log_probs, ref_log_probs)
+    # --8<-- [start:core]
     new, ref = (x.masked_fill(~mask, 0.0) for x in tokens)
-    return (reward_to_go(k1(new, ref).detach(), mask) * new).sum(-1).to(dtype)
+    own_and_later = reward_to_go(k1(new, ref).detach(), mask)  # (*batch, time)
+    return (own_and_later * new).sum(-1).to(dtype)
+    # --8<-- [end:core]
 
 
 def token_gradient_loss(
@@ -136,25 +139,75 @@ def token_gradient_loss(
     return k2(new, ref).sum(-1).to(dtype)
 
 
-def token_mean(values: Tensor, mask: Tensor) -> Tensor:
+def weighted_token_loss(
+    *,
+    new_log_probs: Tensor,
+    old_log_probs: Tensor,
+    ref_log_probs: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """KL(new || ref) in nats of each next token, at prefixes that old sampled: rho k3.
+
+    One weight new / old per token. It corrects the choice of the token, not which
+    prefixes were visited, and its gradient is each token's own part, as in
+    `token_gradient_loss`. What stands under the mask is not read. Half precision is
+    computed in float32 and rounded once.
+
+    Args:
+        new_log_probs: Log-probability of each token under the policy that trains,
+            `(*batch, time)`.
+        old_log_probs: Log-probability of each token under the policy that sampled,
+            `(*batch, time)`.
+        ref_log_probs: Log-probability of each token under the reference,
+            `(*batch, time)`.
+        mask: True where a token was sampled, `(*batch, time)`.
+
+    Returns:
+        One sum over tokens per sequence, `(*batch)`. Only new gets a gradient.
+
+    Raises:
+        ValueError: If the mask is not boolean, or the shapes differ.
+    """
+    policies = {
+        "new_log_probs": new_log_probs,
+        "old_log_probs": old_log_probs,
+        "ref_log_probs": ref_log_probs,
+    }
+    check_mask(mask, **policies)
+    dtype, tokens = widen(*policies.values())
+    filled = [x.masked_fill(~mask, 0.0) for x in tokens]
+    losses = weighted_k3_loss(**dict(zip(policies, filled, strict=True)))
+    return losses.sum(-1).to(dtype)
+
+
+def token_mean(
+    values: Tensor, mask: Tensor, *, count: float | Tensor | None = None
+) -> Tensor:
     """The mean over all tokens of a batch: nats per token.
 
     A long sequence weighs more than a short one. Without any token it is `nan`. What
-    stands under the mask is not read.
+    stands under the mask is not read. If the batch comes in several micro-batches, or
+    on several devices, give each the `count` of tokens in all of them: then the sum of
+    the results is the mean of the whole batch, which a mean of means is not.
 
     Args:
         values: One value per token, `(samples, time)`.
         mask: True where the token counts, `(samples, time)`.
+        count: What to divide by instead of the number of tokens here: a number, or a
+            scalar tensor, `()`.
 
     Returns:
         A scalar, `()`.
 
     Raises:
-        ValueError: If the mask is not boolean, or the shapes differ.
+        ValueError: If the mask is not boolean, the shapes differ, or count is a number
+            that is not positive.
     """
     check_mask(mask, values=values)
+    tokens = mask.sum() if count is None else count
+    check_positive(count=tokens)
     dtype, (values,) = widen(values)
-    return (values.masked_fill(~mask, 0.0).sum() / mask.sum()).to(dtype)
+    return (values.masked_fill(~mask, 0.0).sum() / tokens).to(dtype)
 
 
 def seq_mean_token_mean(values: Tensor, mask: Tensor) -> Tensor:

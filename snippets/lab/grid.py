@@ -9,6 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snippets.estimate.estimators import k1, k2, k3
+from snippets.estimate.gradients import straight_through
+from snippets.estimate.off_policy import importance_weight
+from snippets.estimate.sequences import reward_to_go
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.foundations.contract import check_tensors
 from snippets.lab.enumeration import (
     Moments,
     every_sequence,
@@ -16,10 +22,6 @@ from snippets.lab.enumeration import (
     prefixes,
     token_log_probs,
 )
-from snippets.estimate.estimators import k1, k2, k3
-from snippets.estimate.gradients import straight_through
-from snippets.estimate.rao_blackwell import token_kl
-from snippets.estimate.sequences import to_go
 
 PLACES = {
     "loss, sequence": ("k1", "k2", "k3", "k3, gradient of k2", "Rao–Blackwell"),
@@ -51,8 +53,8 @@ class Lab:
 
     Args:
         new: Logits of the policy that trains, `(states, actions)`.
-        old: Logits of the policy that samples, likewise.
-        ref: Logits of the reference, likewise.
+        old: Logits of the policy that samples, `(states, actions)`.
+        ref: Logits of the reference, `(states, actions)`.
         steps: How many tokens a sequence has.
     """
 
@@ -66,8 +68,10 @@ class Lab:
             token_log_probs(policy, sequences)  # (samples, time)
             for policy in (self.policy, self.old_policy, self.ref_policy)
         )
-        self.exact = token_kl(self.policy, self.ref_policy)[states]
-        self.other = token_kl(self.ref_policy, self.policy)[states]  # (samples, time)
+        self.exact = kl_divergence_logits(self.policy, self.ref_policy)[states]
+        self.other = kl_divergence_logits(self.ref_policy, self.policy)[
+            states
+        ]  # (samples, time)
         self.sampler = self.old.sum(-1)  # (samples)
 
     def moments(self, losses: Tensor) -> Moments:
@@ -92,17 +96,17 @@ class Lab:
             case "k1 of old":
                 return k1(old, ref)
             case "k3, gradient of k2":
-                return straight_through(k3(new, ref), k2(new, ref))
+                return straight_through(value=k3(new, ref), loss=k2(new, ref))
         raise ValueError(f"no estimator is called {name!r}")
 
     def weight(self, kind: str, name: str, tokens: bool) -> Tensor:
         """The weight of an estimator: of its token, its sequence or its prefix."""
-        log_ratio = self.new - self.old  # (samples, time)
+        new, old = self.new, self.old  # (samples, time)
         if not tokens and name == "Rao–Blackwell":
-            log_ratio = log_ratio.cumsum(-1) - log_ratio  # of the tokens before
+            new, old = (x.cumsum(-1) - x for x in (new, old))  # of the tokens before
         elif not tokens:
-            log_ratio = log_ratio.sum(-1, keepdim=True)
-        weight = log_ratio.exp()
+            new, old = (x.sum(-1, keepdim=True) for x in (new, old))
+        weight = importance_weight(new_log_probs=new, old_log_probs=old)
         return {
             "none": torch.ones_like(weight),
             "sg(ρ)": weight.detach(),
@@ -116,19 +120,19 @@ class Lab:
         return (factor * self.estimate(name, tokens)).sum(-1)
 
     def in_reward(self, name: str, weight: str, place: str) -> Tensor:
-        """The estimator as a cost that the policy gradient sees, `(samples)`.
+        """The estimator as a penalty that the policy gradient sees, `(samples)`.
 
         The weight multiplies the gradient of the log-probability, as in PPO.
         """
         tokens = place != "reward, sequence"
-        cost = self.estimate(name, tokens).detach()
+        penalty = self.estimate(name, tokens).detach()
         if place == "reward, token to go":
-            cost = to_go(cost, torch.ones_like(cost, dtype=torch.bool))
+            penalty = reward_to_go(penalty, torch.ones_like(penalty, dtype=torch.bool))
         if not tokens:
-            cost = cost.sum(-1, keepdim=True)
+            penalty = penalty.sum(-1, keepdim=True)
         score = self.new if tokens else self.new.sum(-1, keepdim=True)
         factor = self.weight(weight, "k1", tokens).detach()
-        return (factor * cost * score).sum(-1)
+        return (factor * penalty * score).sum(-1)
 
     # --8<-- [end:placement]
 
@@ -212,15 +216,21 @@ def three_policies(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def cells(new: Tensor, old: Tensor, ref: Tensor, steps: int) -> list[Cell]:
     """Every cell of the grid, on-policy (samples of new) and off-policy (of old).
 
+    To name what it finds, it reads values on the host.
+
     Args:
         new: Logits of the policy that trains, `(states, actions)`.
-        old: Logits of the policy that samples off-policy, likewise.
-        ref: Logits of the reference, likewise.
+        old: Logits of the policy that samples off-policy, `(states, actions)`.
+        ref: Logits of the reference, `(states, actions)`.
         steps: How many tokens a sequence has.
 
     Returns:
         The cells, in the order of `PLACES`, `SAMPLERS`, estimators and `WEIGHTS`.
+
+    Raises:
+        ValueError: If the shapes differ, or a tensor is an integer one.
     """
+    check_tensors(2, new=new, old=old, ref=ref)
     labs = {"new": Lab(new, new, ref, steps), "old": Lab(new, old, ref, steps)}
     found = []
     for place, sampler in product(PLACES, SAMPLERS):
