@@ -8,59 +8,56 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.foundations.contract import check_tensors, widen
+
 
 def kl_bernoulli(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """KL(P || Q) in nats of one switch each, from the logits of "on".
 
-    A logit of `inf` or `-inf` is a switch that is always on, or always off: what P
-    never does adds nothing, what Q alone never does costs `inf`, and then P has no
-    finite gradient. An outcome whose probability underflows to 0 in P adds nothing.
-    Identical logits give exactly 0. Half precision is computed in float32 and
-    rounded once.
+    Never negative, and exactly 0 for equal logits. A logit of `inf` or `-inf` is a
+    switch that is always on, or always off: an outcome that P never has adds nothing,
+    and one that only P has makes the KL `inf`, and then P has no finite gradient. An
+    outcome whose probability underflows in P counts as one that P never has. Half
+    precision is computed in float32 and rounded once.
 
     Args:
         logits_p: Log-odds of P, `(*batch)`.
-        logits_q: Log-odds of Q, of the same shape.
+        logits_q: Log-odds of Q, `(*batch)`.
 
     Returns:
-        One divergence per switch, `(*batch)`. Gradients flow to both arguments.
+        One KL per switch, `(*batch)`. Gradients flow to both arguments.
 
     Raises:
-        ValueError: If the shapes differ, or the logits are integers.
+        ValueError: If the shapes differ, or logits are integers.
     """
-    if logits_p.shape != logits_q.shape:
-        raise ValueError(f"P is {[*logits_p.shape]}, Q is {[*logits_q.shape]}")
-    dtype = torch.promote_types(logits_p.dtype, logits_q.dtype)
-    if not dtype.is_floating_point:
-        raise ValueError(f"logits must be floating point, not {dtype}")
-    wide = torch.promote_types(dtype, torch.float32)
-    p, q = logits_p.to(wide), logits_q.to(wide)
-    on = _weighted(p, logsigmoid(p), logsigmoid(q))
-    off = _weighted(-p, logsigmoid(-p), logsigmoid(-q))
-    return (on + off).to(dtype)
+    check_tensors(logits_p=logits_p, logits_q=logits_q)
+    dtype, rows = widen(logits_p, logits_q)
+    # --8<-- [start:core]
+    # A categorical over "on" and "off": log p = logsigmoid(x), log(1 - p) likewise.
+    p, q = (logsigmoid(torch.stack([x, -x], -1)) for x in rows)  # (*batch, 2)
+    kl = kl_divergence_logits(p, q)  # (*batch)
+    # --8<-- [end:core]
+    return kl.to(dtype)
 
 
 def kl_multibinary(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """KL(P || Q) in nats of several independent switches that make up one action.
 
+    Edges are those of `kl_bernoulli`, whose sum over the switches it is. Half
+    precision is summed in float32 and rounded once.
+
     Args:
         logits_p: Log-odds of P, `(*batch, dims)`.
-        logits_q: Log-odds of Q, of the same shape.
+        logits_q: Log-odds of Q, `(*batch, dims)`.
 
     Returns:
-        One divergence per action, `(*batch)`.
+        One KL per action, `(*batch)`. Gradients flow to both arguments.
 
     Raises:
-        ValueError: If there is no axis of switches, or as `kl_bernoulli`.
+        ValueError: If there is no axis of switches, the shapes differ, or logits are
+            integers.
     """
-    if logits_p.ndim == 0:
-        raise ValueError("logits need an axis of switches")
-    return kl_bernoulli(logits_p, logits_q).sum(-1)
-
-
-def _weighted(logit: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """The term of one outcome: its probability times its log-ratio, 0 if it is 0."""
-    p = logit.sigmoid()
-    # Where p is 0 the ratio is infinite or nan: replace it before the product, so that
-    # the backward pass has no nan either.
-    return p * (log_p - log_q).where(p.bool(), 0.0)
+    check_tensors(1, logits_p=logits_p, logits_q=logits_q)
+    dtype, (p, q) = widen(logits_p, logits_q)
+    return kl_bernoulli(p, q).sum(-1).to(dtype)

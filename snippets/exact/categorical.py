@@ -44,8 +44,9 @@ def kl_divergence_logits(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     taken = p >= torch.finfo(wide).tiny
     x = (log_q - log_p).where(taken, 0.0)  # log r; 0 where P never goes
     usual = -(p * x).sum(-1)  # right gradient, but its value cancels
-    with torch.no_grad():  # each term is p (r - 1 - log r), and q where P never goes
-        kl = torch.where(taken, p * (x.expm1() - x), log_q.exp()).sum(-1)
+    # The value: each term is p (r - 1 - log r), and q where P never goes.
+    p, x, q = p.detach(), x.detach(), log_q.detach().exp()
+    kl = torch.where(taken, p * (x.expm1() - x), q).sum(-1)
     kl = torch.where(kl.isinf(), usual, kl + (usual - usual.detach()))  # (*batch)
     # --8<-- [end:core]
     return kl.to(dtype)

@@ -1,32 +1,38 @@
 """The KL of the remaining one-parameter and scale families, exact.
 
 Source: each is E_P[log p - log q] with the family's own moments; the tests derive
-every one by quadrature or summation with thirty digits. All are computed in float64
-and rounded once, and keep their digits for parameters from 1e-30 to 1e30.
+every one by quadrature or summation with thirty digits. Each is written as a sum of
+gaps that are not negative, in float64, and rounded once.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from snippets.exact.bregman import gamma_gap, ratio_gap
+from snippets.exact.bregman import entropy_gap, exp_gap, gamma_gap, ratio_gap
+from snippets.foundations.contract import check_tensors, nan_outside, widen
 
 
 def kl_exponential(rate_p: Tensor, rate_q: Tensor) -> Tensor:
     """KL(P || Q) in nats of exponential waiting times, from rates.
 
+    Never negative, and exactly 0 for equal rates. A row with a rate that is not
+    positive and finite is `nan`. Computed in float64, which holds the ratio of any two
+    float32 rates, and rounded once.
+
     Args:
-        rate_p: Rates of P, `(*batch)`, positive.
-        rate_q: Rates of Q, likewise.
+        rate_p: Rates of P, `(*batch)`.
+        rate_q: Rates of Q, `(*batch)`.
 
     Returns:
-        One divergence per row, `(*batch)`.
+        One KL per row, `(*batch)`. Gradients flow to both arguments.
 
     Raises:
-        ValueError: If the shapes differ, or a rate is not positive and finite.
+        ValueError: If the shapes differ, or an argument is an integer tensor.
     """
-    check_positive(rate_p=rate_p, rate_q=rate_q)
-    return ratio_gap(rate_q.double(), rate_p.double()).to(rate_p.dtype)
+    check_tensors(rate_p=rate_p, rate_q=rate_q)
+    dtype, (p, q) = _double(rate_p, rate_q)
+    return nan_outside(ratio_gap(q, p), _positive(p, q)).to(dtype)
 
 
 def kl_gamma(
@@ -34,24 +40,28 @@ def kl_gamma(
 ) -> Tensor:
     """KL(P || Q) in nats of Gamma distributions, from shapes and rates.
 
-    It is what the shape costs while the mean stays, and what the mean costs.
+    One part is for the shape while the mean stays, one for the mean. Neither is
+    negative, and both are exactly 0 for equal arguments. A row with a parameter that is
+    not positive and finite is `nan`. Computed in float64, because lgamma loses the
+    digits of float32 there, and rounded once.
 
     Args:
-        shape_p: Shapes of P, `(*batch)`, positive.
-        rate_p: Rates of P, likewise.
-        shape_q: Shapes of Q, likewise.
-        rate_q: Rates of Q, likewise.
+        shape_p: Shapes of P, `(*batch)`.
+        rate_p: Rates of P, `(*batch)`.
+        shape_q: Shapes of Q, `(*batch)`.
+        rate_q: Rates of Q, `(*batch)`.
 
     Returns:
-        One divergence per row, `(*batch)`.
+        One KL per row, `(*batch)`. Gradients flow to all arguments.
 
     Raises:
-        ValueError: If the shapes differ, or a parameter is not positive and finite.
+        ValueError: If the shapes differ, or an argument is an integer tensor.
     """
-    check_positive(shape_p=shape_p, rate_p=rate_p, shape_q=shape_q, rate_q=rate_q)
-    a, u, c, v = (x.double() for x in (shape_p, rate_p, shape_q, rate_q))
-    kl = gamma_gap(c, a) + c * ratio_gap(a / u, c / v)
-    return kl.to(shape_p.dtype)
+    check_tensors(shape_p=shape_p, rate_p=rate_p, shape_q=shape_q, rate_q=rate_q)
+    dtype, rows = _double(shape_p, rate_p, shape_q, rate_q)
+    a, u, c, v = rows
+    kl = gamma_gap(c, a) + entropy_gap(c, a * (v / u))
+    return nan_outside(kl, _positive(*rows)).to(dtype)
 
 
 def kl_laplace(
@@ -59,106 +69,100 @@ def kl_laplace(
 ) -> Tensor:
     """KL(P || Q) in nats of Laplace distributions.
 
-    Equal means have their curvature too, the Fisher information.
+    Never negative, and exactly 0 for equal arguments, where its curvature is the
+    Fisher information. A row with a scale that is not positive and finite is `nan`.
+    Computed in float64, which holds the ratio of any two float32 scales, and rounded
+    once.
 
     Args:
         mean_p: Locations of P, `(*batch)`.
-        scale_p: Scales of P, likewise, positive.
-        mean_q: Locations of Q, likewise.
-        scale_q: Scales of Q, likewise, positive.
+        scale_p: Scales of P, `(*batch)`.
+        mean_q: Locations of Q, `(*batch)`.
+        scale_q: Scales of Q, `(*batch)`.
 
     Returns:
-        One divergence per row, `(*batch)`.
+        One KL per row, `(*batch)`. Gradients flow to all arguments.
 
     Raises:
-        ValueError: If the shapes differ, or a scale is not positive and finite.
+        ValueError: If the shapes differ, or an argument is an integer tensor.
     """
-    check_positive(scale_p=scale_p, scale_q=scale_q)
-    if not mean_p.shape == mean_q.shape == scale_p.shape:
-        raise ValueError(f"mean_p is {[*mean_p.shape]}, mean_q {[*mean_q.shape]}")
-    m, b, n, c = (x.double() for x in (mean_p, scale_p, mean_q, scale_q))
+    check_tensors(mean_p=mean_p, scale_p=scale_p, mean_q=mean_q, scale_q=scale_q)
+    dtype, (m, b, n, c) = _double(mean_p, scale_p, mean_q, scale_q)
     # abs() has no slope at 0, and would make the curvature there 0 as well.
     distance = torch.where(m < n, n - m, m - n) / b
-    # For equal scales, the distance x costs x - (1 - exp(-x)) scales.
-    shift = (distance + torch.expm1(-distance)) * (b / c)
-    return (ratio_gap(b, c) + shift).to(mean_p.dtype)
+    kl = ratio_gap(b, c) + exp_gap(-distance) * (b / c)
+    return nan_outside(kl, _positive(b, c)).to(dtype)
 
 
 def kl_poisson(rate_p: Tensor, rate_q: Tensor) -> Tensor:
     """KL(P || Q) in nats of Poisson counts, from rates.
 
-    A rate of 0 counts nothing, ever: as P it costs the rate of Q, as Q it costs `inf`
-    unless P is 0 too. There the slope of P is infinite, and its gradient 0 instead.
+    Never negative, and exactly 0 for equal rates. With a rate of 0 the count is always
+    0: as P it makes the KL the rate of Q, as Q it makes it `inf` unless P is 0 too.
+    There the slope of P is infinite, and its gradient is 0 instead. A row with a rate
+    that is negative or not finite is `nan`. Computed in float64, which holds the ratio
+    of any two float32 rates, and rounded once.
 
     Args:
-        rate_p: Mean counts of P, `(*batch)`, not negative.
-        rate_q: Mean counts of Q, likewise.
+        rate_p: Mean counts of P, `(*batch)`.
+        rate_q: Mean counts of Q, `(*batch)`.
 
     Returns:
-        One divergence per row, `(*batch)`.
+        One KL per row, `(*batch)`. Gradients flow to both arguments.
 
     Raises:
-        ValueError: If the shapes differ, or a rate is negative or not finite.
+        ValueError: If the shapes differ, or an argument is an integer tensor.
     """
-    if rate_p.shape != rate_q.shape:
-        raise ValueError(f"rate_q is {[*rate_q.shape]}, beside {[*rate_p.shape]}")
-    for name, x in {"rate_p": rate_p, "rate_q": rate_q}.items():
-        if not ((x >= 0) & x.isfinite()).all():
-            raise ValueError(f"{name} must be finite and not negative")
+    check_tensors(rate_p=rate_p, rate_q=rate_q)
+    dtype, (p, q) = _double(rate_p, rate_q)
     # Replaced before the logarithm: 0 * inf is nan in the backward pass too.
-    p, q = (x.double().masked_fill(x == 0, 1.0) for x in (rate_p, rate_q))
-    both = (p * ratio_gap(q, p)).masked_fill(rate_q == 0, torch.inf)
-    return torch.where(rate_p == 0, rate_q.double(), both).to(rate_p.dtype)
+    both = entropy_gap(*(x.masked_fill(x == 0, 1.0) for x in (p, q)))
+    kl = torch.where(p == 0, q, both.masked_fill(q == 0, torch.inf))
+    valid = (p >= 0) & (q >= 0) & p.isfinite() & q.isfinite()
+    return nan_outside(kl, valid).to(dtype)
 
 
 def kl_geometric(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """KL(P || Q) in nats of the number of failures before a success, from log-odds.
 
-    It is the KL of one trial times the expected number of trials of P.
+    It is the KL of one trial times the expected number of trials of P: never negative,
+    and exactly 0 for equal logits. A row with a logit that is not finite is `nan`.
+    Computed in float64, because the two outcomes nearly cancel, and rounded once.
 
     Args:
-        logits_p: Log-odds of success in P, `(*batch)`, finite.
-        logits_q: Log-odds of success in Q, likewise.
+        logits_p: Log-odds of success in P, `(*batch)`.
+        logits_q: Log-odds of success in Q, `(*batch)`.
 
     Returns:
-        One divergence per row, `(*batch)`.
+        One KL per row, `(*batch)`. Gradients flow to both arguments.
 
     Raises:
-        ValueError: If the shapes differ, or one is not finite.
+        ValueError: If the shapes differ, or logits are integers.
     """
-    if logits_p.shape != logits_q.shape:
-        raise ValueError(f"P is {[*logits_p.shape]}, Q is {[*logits_q.shape]}")
-    if not (logits_p.isfinite() & logits_q.isfinite()).all():
-        raise ValueError("logits_p and logits_q must be finite")
-    p, q = logits_p.double(), logits_q.double()
+    check_tensors(logits_p=logits_p, logits_q=logits_q)
+    dtype, (p, q) = _double(logits_p, logits_q)
+    valid = p.isfinite() & q.isfinite()
     step = q - p
     # Where both are tiny only the step counts: move both to where exp() can hold them.
     lift = (-40 - torch.maximum(p, q)).relu().detach()
     p, q = p + lift, q + lift
-    trials = 1 + (-p).exp()
-    # Of the two outcomes, the rarer one keeps the digits of a small change.
-    sign = torch.where(p > 0, -1.0, 1.0)
     near = step.abs() < 1
-    change = torch.where(near, sign * step, 0.0)
-    rare = (sign * p).sigmoid()
-    close = torch.log1p(rare * torch.expm1(change)) - rare * change
+    small = step.where(near, 0.0)
+    # Log-ratios q / p of a success and of a failure, each with its digits.
+    success = -((-p).sigmoid() * (-small).expm1()).log1p()
+    failure = -(p.sigmoid() * small.expm1()).log1p()
+    close = exp_gap(success) + (-p).exp() * exp_gap(failure)
     success, failure = logsigmoid(p) - logsigmoid(q), logsigmoid(-p) - logsigmoid(-q)
     far = success + (-p).exp() * failure
-    return torch.where(near, trials * close, far).to(logits_p.dtype)
+    return nan_outside(torch.where(near, close, far), valid).to(dtype)
 
 
-def check_positive(**named: Tensor) -> None:
-    """Refuse parameters of different shapes, and those that are not positive.
+def _double(*tensors: Tensor) -> tuple[torch.dtype, list[Tensor]]:
+    """The dtype that the result should have, and the tensors in float64."""
+    dtype, wide = widen(*tensors)
+    return dtype, [x.double() for x in wide]
 
-    Args:
-        named: Parameters by name, `(*batch)`.
 
-    Raises:
-        ValueError: If one is refused.
-    """
-    first = next(iter(named.values()))
-    for name, x in named.items():
-        if x.shape != first.shape:
-            raise ValueError(f"{name} is {[*x.shape]}, beside {[*first.shape]}")
-        if not ((x > 0) & x.isfinite()).all():
-            raise ValueError(f"{name} must be positive and finite")
+def _positive(*tensors: Tensor) -> Tensor:
+    """Where every one of them is positive and finite, `(*batch)`."""
+    return torch.stack([(x > 0) & x.isfinite() for x in tensors]).all(0)

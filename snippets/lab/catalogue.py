@@ -31,7 +31,7 @@ from snippets.exact.mixtures import (
 from snippets.exact.multidiscrete import kl_multidiscrete
 from snippets.exact.multivariate_gaussian import kl_multivariate_gaussian
 from snippets.exact.student import kl_student
-from snippets.exact.tanh_gaussian import kl_clipped_gaussian, kl_tanh_gaussian
+from snippets.exact.tanh_gaussian import kl_clipped_gaussian
 from snippets.exact.von_mises import kl_von_mises
 
 
@@ -115,7 +115,7 @@ PAIRS = [
 COMPOSED: dict[str, tuple[Callable[..., object], str]] = {
     "MultiBinary": (kl_multibinary, "sum over the switches"),
     "MultiDiscrete": (kl_multidiscrete, "sum over the choices"),
-    "Gaussian, squashed by tanh": (kl_tanh_gaussian, "that of the Gaussian"),
+    "Gaussian, squashed by tanh": (kl_gaussian, "that of the Gaussian"),
     "Gaussian, clipped": (kl_clipped_gaussian, "inside, and an atom at each end"),
     "Choice with parameters": (kl_hybrid, "the chain rule"),
     "Choice after choice": (kl_autoregressive, "the chain rule"),

@@ -31,7 +31,7 @@ from snippets.exact.categorical import kl_divergence_logits
 from snippets.exact.gaussian import kl_gaussian
 from snippets.exact.multidiscrete import kl_multidiscrete
 from snippets.exact.multivariate_gaussian import kl_multivariate_gaussian
-from snippets.exact.tanh_gaussian import kl_clipped_gaussian, kl_tanh_gaussian
+from snippets.exact.tanh_gaussian import kl_clipped_gaussian
 from snippets.lab.catalogue import PAIRS
 
 Divergence = Callable[..., Tensor]
@@ -262,7 +262,7 @@ def families(quick: bool) -> list[Family]:
             sized(drawn, (64, 6), (4096, 6), (4096, 1024), rows=4, positive=(1, 3)),
         ),
         Family(
-            kl_tanh_gaussian,
+            kl_gaussian,
             {"TransformedDistribution": squashed},
             gaussian,
             sized(drawn, (4096, 6), rows=4, positive=(1, 3)),
