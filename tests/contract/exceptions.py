@@ -2,10 +2,28 @@
 
 # Not functions of tensors that a policy gives.
 NOT_TENSORS: dict[str, str] = {
+    "algorithms.trust_region.trpo:conjugate_gradient": "takes a function",
+    "algorithms.trust_region.trpo:fisher_product": "takes a function, not tensors",
+    "algorithms.trust_region.trpo:full_step": "takes a function, not tensors",
+    "algorithms.trust_region.trpo:line_search": "takes a function, not tensors",
+    "exact.bregman:near_gap": "takes a function; held through those that call it",
+    "foundations.contract:check_mask": "what the contract is made of",
+    "foundations.contract:check_rows": "what the contract is made of",
+    "foundations.contract:nan_outside": "what the contract is made of",
     "lab.enumeration:moments": "its losses must have been computed from its policy",
     "lab.enumeration:prefixes": "integers alone; held to its own tests",
     "lab.enumeration:token_log_probs": "its policy has a row for every prefix",
-    "lab.grid:cells": "its policies have a row for every prefix; it names what it finds",
+    "lab.grid:cells": "its policies have a row for every prefix",
+    "lab.mdp:action_values": "takes a problem; held to the same in its own tests",
+    "lab.mdp:advantages": "takes a problem; held to the same in its own tests",
+    "lab.mdp:expected_return": "takes a problem; held to the same in its own tests",
+    "lab.mdp:occupancy": "takes a problem; held to the same in its own tests",
+    "lab.mdp:path_log_policy": "takes a problem; held to the same in its own tests",
+    "lab.mdp:state_chain": "takes a problem; held to the same in its own tests",
+    "lab.mdp:state_values": "takes a problem; held to the same in its own tests",
+    "lab.mdp:stationary": "takes a problem; held to the same in its own tests",
+    "lab.mdp:target_advantages": "takes a target; held to the same in its tests",
+    "lab.mdp:target_return": "takes a problem; held to the same in its own tests",
 }
 
 # Solvers: they iterate until a condition holds, and say so.
@@ -13,6 +31,7 @@ HOST: dict[str, str] = {}
 
 # Values are of second order, or of no sign, by definition.
 SIGNED: dict[str, str] = {
+    "exact.hybrid:kl_hybrid": "adds KLs that it is given, of any sign in this test",
     "estimate.variance:best_coefficient": "a coefficient, not a KL",
     "estimate.variance:k3_variance_is_finite": "answers yes or no",
 }

@@ -29,7 +29,7 @@ NUMBERS: dict[str, Any] = {
     "share": 0.3, "sigma": 1.5, "target_entropy": -1.0, "temperature": 1.5, "kl": 0.1,
     "actions": 4, "steps": 3, "axis": -1, "iterations": 3, "tries": 4, "target": 0.01,
     "divergence": 0.02, "rate": 1e-3, "lowest": 1e-5, "highest": 1e-2, "horizon": 100,
-    "completions": 8, "chunk": 2, "seed": 0,
+    "completions": 8, "chunk": 2, "seed": 0, "link": torch.tanh,
 }  # fmt: skip
 CHOICES = {"choices": [1, 3]}
 
@@ -121,7 +121,7 @@ def value(
         identity = torch.eye(shape[-1], dtype=torch.float64)
         return (0.3 * uniform(-1, 1)).tril(-1) + identity * uniform(0.7, 1.5)
     if re.search(
-        r"std|scale|concentration|rate|^alpha_|^beta_|^df_|^x$|^y$|eta|length|largest|kl$|quadratic|multiplier|betas",
+        r"std|scale|concentration|shape_|rate|^alpha_|^beta_|^df_|^x$|^y$|eta|length|largest|kl$|quadratic|multiplier|betas",
         name,
     ):
         return uniform(0.5, 1.5)

@@ -1,0 +1,105 @@
+"""Signs of pages that are told rather than listed. They are counted, not chased.
+
+The bars are those of the design: they hold over all pages together.
+"""
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+FENCE = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^( *)```python([^\n]*)\n(.*?)^\1```\n?", re.MULTILINE | re.DOTALL)
+MONEY = re.compile(
+    r"\b(price|priced|prices|pays?|paid|charges?|charged|costs?|spends?|spent|buys?"
+    r"|bought|earns?|earned)\b",
+    re.IGNORECASE,
+)
+
+
+def body(page):
+    """The page without its front matter."""
+    return re.sub(r"\A---\n.*?\n---\n", "", page.read_text("utf-8"), flags=re.DOTALL)
+
+
+def prose(page):
+    """The page's own sentences: no code, heading, table or title of a box."""
+    bare = FENCE.sub("", body(page))
+    return re.sub(
+        r"^#+ .*$|^\s*\|.*$|^\s*(!!!|\?\?\?\+?|===) .*$", "", bare, flags=re.MULTILINE
+    )
+
+
+def sentences(page):
+    flat = re.sub(r"\$[^$]*\$", "x", re.sub(r"\s+", " ", prose(page)))
+    found = re.split(r"(?<=[.?!:])\s+", flat)
+    return [s for s in found if re.search("[A-Za-z]{2}", s)]
+
+
+def test_most_headings_are_told_once():
+    heads = [
+        h for page in PAGES
+        for h in re.findall(r"^## (.+)$", FENCE.sub("", body(page)), re.MULTILINE)
+    ]  # fmt: skip
+    once = [h for h, times in Counter(heads).items() if times == 1]
+    assert len(once) >= 0.7 * len(heads)
+
+
+def test_most_outputs_are_read_by_a_paragraph():
+    printed = read = 0
+    for page in PAGES:
+        text = body(page)
+        for found in BLOCK.finditer(text):
+            _, options, code = found.groups()
+            hidden = 'source=""' in options or "--8<--" in code
+            if hidden or "print(" not in code or 'exec="off"' in options:
+                continue
+            printed += 1
+            after = text[found.end() :].lstrip("\n").split("\n\n", 1)[0].strip()
+            read += bool(after) and not after.startswith(
+                ("```", "#", "!!!", "???", "$$")
+            )
+    assert read >= 0.6 * printed
+
+
+def test_few_sentences_are_fragments():
+    every = [s for page in PAGES for s in sentences(page)]
+    short = [s for s in every if len(s.split()) <= 6]
+    assert len(short) <= 0.12 * len(every)
+
+
+def test_derivations_are_told():
+    with_one = [
+        page for page in PAGES
+        if re.search(r'^ *\?\?\?\+? note ".', body(page), re.MULTILINE)
+    ]  # fmt: skip
+    assert len(with_one) >= 35
+
+
+def test_a_kl_is_not_told_in_money():
+    found = [
+        f"{page.relative_to(DOCS)}: {word}"
+        for page in PAGES
+        for word in MONEY.findall(prose(page))
+    ]
+    assert len(found) <= 8, found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(DOCS).as_posix())
+def test_a_page_is_linked_from_the_prose_of_another(page):
+    if page == DOCS / "index.md":
+        return
+    for other in PAGES:
+        if other == page:
+            continue
+        text = re.sub(
+            r"^.*\*\*Next on this path.*$", "", body(other), flags=re.MULTILINE
+        )
+        for target in re.findall(r"\]\(([^)#\s]+\.md)", FENCE.sub("", text)):
+            if Path(os.path.normpath(other.parent / target)) == page:
+                return
+    raise AssertionError("no other page links it from its text")
