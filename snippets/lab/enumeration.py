@@ -128,7 +128,5 @@ def _check_policy(policy: Tensor) -> None:
 def _check_sequences(sequences: Tensor) -> None:
     """Refuse sequences that are no integers, or have other axes than two."""
     if sequences.is_floating_point() or sequences.ndim != 2:
-        shape, dtype = [*sequences.shape], sequences.dtype
-        raise ValueError(
-            f"sequences is {shape} {dtype}, and must be 2 axes of integers"
-        )
+        given = f"{[*sequences.shape]} {sequences.dtype}"
+        raise ValueError(f"sequences is {given}, and must be two axes of integers")

@@ -14,12 +14,12 @@ from snippets.lab.enumeration import (
     token_log_probs,
 )
 
-SIZES = [(1, 1), (2, 1), (2, 4), (3, 3), (6, 2)]
+SIZES = [(1, 1), (2, 1), (2, 4), (3, 3), (6, 2), (3, 0), (1, 3)]
 
 
 def a_policy(actions, steps):
     """Logits for every prefix shorter than the sequence."""
-    states = sum(actions**t for t in range(steps))
+    states = sum(actions**t for t in range(max(steps, 1)))
     generator = torch.Generator().manual_seed(0)
     return torch.randn(states, actions, dtype=torch.float64, generator=generator)
 
@@ -38,7 +38,8 @@ def test_a_state_is_a_prefix(actions, steps):
     for sequence, row in zip(sequences.tolist(), states.tolist(), strict=True):
         for t, state in enumerate(row):
             assert named.setdefault(state, sequence[:t]) == sequence[:t]
-    assert sorted(named) == list(range(len(a_policy(actions, steps))))
+    assert states.shape == sequences.shape
+    assert sorted(named) == list(range(len(a_policy(actions, steps)) if steps else 0))
 
 
 @pytest.mark.parametrize(("actions", "steps"), SIZES)
@@ -89,3 +90,50 @@ def test_the_sampler_is_not_differentiated():
     log_probs = token_log_probs(policy, every_sequence(2, 1)).sum(-1)
     found = moments(log_probs, log_probs, policy)
     assert_close(found.gradient, torch.zeros_like(policy), rtol=0, atol=1e-15)
+
+
+def test_moments_are_constants():
+    """Also where the sampler's log-probabilities carry a gradient."""
+    policy = a_policy(2, 2).requires_grad_()
+    log_probs = token_log_probs(policy, every_sequence(2, 2)).sum(-1)
+    found = moments(log_probs, log_probs.square(), policy)
+    assert not any(x.requires_grad for x in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_keep_the_dtype_and_the_device(dtype):
+    policy = a_policy(2, 2).to(dtype).requires_grad_()
+    log_probs = token_log_probs(policy, every_sequence(2, 2)).sum(-1)
+    for result in moments(log_probs, log_probs.square(), policy):
+        assert result.dtype == dtype
+    policy = a_policy(2, 2).to("meta").requires_grad_()
+    log_probs = token_log_probs(policy, every_sequence(2, 2).to("meta")).sum(-1)
+    for result in moments(log_probs, log_probs.square(), policy):
+        assert result.device.type == "meta"
+
+
+def test_no_step_has_one_sequence_and_no_action_none():
+    assert every_sequence(3, 0).shape == (1, 0)
+    assert token_log_probs(torch.zeros(1, 3), every_sequence(3, 0)).sum(-1) == 0
+
+
+@pytest.mark.parametrize(("actions", "steps"), [(0, 2), (-1, 2), (3, -1)])
+def test_refuses_what_has_no_sequences(actions, steps):
+    with pytest.raises(
+        ValueError, match=rf"actions is {actions}, and steps is {steps}"
+    ):
+        every_sequence(actions, steps)
+
+
+def test_refuses_other_axes_and_integers():
+    policy, sequences = a_policy(2, 2), every_sequence(2, 2)
+    with pytest.raises(ValueError, match="policy must be floating point"):
+        token_log_probs(policy.long(), sequences)
+    with pytest.raises(ValueError, match=r"policy is .* and needs two axes"):
+        token_log_probs(policy[None], sequences)
+    with pytest.raises(ValueError, match=r"sequences is .* two axes of integers"):
+        prefixes(sequences.double(), 2)
+    leaf = policy.requires_grad_()
+    losses = token_log_probs(leaf, sequences).sum(-1)
+    with pytest.raises(ValueError, match=r"losses is \[4, 1\]"):
+        moments(losses, losses[:, None], leaf)
