@@ -1,14 +1,16 @@
 """A Markov decision process small enough to enumerate, and its continuous twin.
 
 Policies are tables of probabilities, `(*batch, states, actions)`; the values are
-those of Puterman, Markov Decision Processes, 1994, section 6.1: linear equations,
-so nothing is sampled. Gradients flow to the policy.
+solutions of linear equations, so nothing is sampled (Puterman, Markov Decision
+Processes, 1994). Gradients flow to the policy.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from snippets.foundations.contract import check_floating, check_positive, check_tensors
 
 
 class Problem(NamedTuple):
@@ -37,8 +39,9 @@ class Target(NamedTuple):
 def small_problem(dtype: torch.dtype) -> Problem:
     """A corridor of three states; the actions are left, stay and right.
 
-    A move fails with probability 0.2 and costs 0.1. Staying pays 0.3 in the first
-    state and 1 in the last, so the near reward hides the better one.
+    A move fails with probability 0.2 and has a reward of -0.1 either way. Staying has a
+    reward of 0.3 in the first state and of 1 in the last, so the near reward hides the
+    better one.
 
     Args:
         dtype: `torch.float32` or `torch.float64`.
@@ -62,20 +65,17 @@ def small_target(dims: int, dtype: torch.dtype) -> Target:
 
     Returns:
         Goals at -1, 0 and 1 in every dimension; the states are seen equally often.
+
+    Raises:
+        ValueError: If there is no dimension.
     """
+    check_positive(dims=dims)
     goals = torch.tensor([-1.0, 0.0, 1.0], dtype=dtype)[:, None].repeat(1, dims)
     return Target(goals, torch.full((3,), 1 / 3, dtype=dtype))
 
 
-def _check(problem: Problem, policy: Tensor) -> None:
-    """Raise unless the policy has a row per state and a column per action."""
-    expected, got = tuple(problem.rewards.shape), tuple(policy.shape[-2:])
-    if got != expected:
-        raise ValueError(f"policy ends in {got}, the problem has {expected}")
-
-
 def state_chain(problem: Problem, policy: Tensor) -> Tensor:
-    """The chain of states that the policy makes of the problem.
+    """The chain of states that the policy makes of the problem, as probabilities.
 
     Args:
         problem: The Markov decision process.
@@ -92,63 +92,123 @@ def state_chain(problem: Problem, policy: Tensor) -> Tensor:
 
 
 def state_values(problem: Problem, policy: Tensor) -> Tensor:
-    """V: the discounted return from each state, `(*batch, states)`."""
+    """V: the discounted return from each state, in units of reward.
+
+    Args:
+        problem: The Markov decision process.
+        policy: Probabilities, `(*batch, states, actions)`.
+
+    Returns:
+        One value per state, `(*batch, states)`.
+
+    Raises:
+        ValueError: If the policy does not fit the problem.
+    """
     chain = state_chain(problem, policy)
     identity = torch.eye(chain.shape[-1], dtype=chain.dtype, device=chain.device)
     rewards = (policy * problem.rewards).sum(-1)  # (*batch, states)
-    solved: Tensor = torch.linalg.solve(
-        identity - problem.discount * chain, rewards[..., None]
-    )
-    return solved[..., 0]
+    return _solve(identity - problem.discount * chain, rewards)
 
 
 def action_values(problem: Problem, policy: Tensor) -> Tensor:
-    """Q: the discounted return after each action, `(*batch, states, actions)`."""
+    """Q: the discounted return after each action, in units of reward.
+
+    Args:
+        problem: The Markov decision process.
+        policy: Probabilities, `(*batch, states, actions)`.
+
+    Returns:
+        One value per state and action, `(*batch, states, actions)`.
+
+    Raises:
+        ValueError: If the policy does not fit the problem.
+    """
     values = state_values(problem, policy)
     after = torch.einsum("san,...n->...sa", problem.transitions, values)
     return problem.rewards + problem.discount * after
 
 
 def advantages(problem: Problem, policy: Tensor) -> Tensor:
-    """A = Q - V, `(*batch, states, actions)`; its mean under the policy is 0."""
+    """A = Q - V, in units of reward; its mean under the policy is 0 in each state.
+
+    Args:
+        problem: The Markov decision process.
+        policy: Probabilities, `(*batch, states, actions)`.
+
+    Returns:
+        One advantage per state and action, `(*batch, states, actions)`.
+
+    Raises:
+        ValueError: If the policy does not fit the problem.
+    """
     return action_values(problem, policy) - state_values(problem, policy)[..., None]
 
 
 def expected_return(problem: Problem, policy: Tensor) -> Tensor:
-    """J: the discounted return from the start, `(*batch)`."""
+    """J: the discounted return from the start, in units of reward.
+
+    Args:
+        problem: The Markov decision process.
+        policy: Probabilities, `(*batch, states, actions)`.
+
+    Returns:
+        One return per policy, `(*batch)`.
+
+    Raises:
+        ValueError: If the policy does not fit the problem.
+    """
     return (problem.start * state_values(problem, policy)).sum(-1)
 
 
-def visitation(problem: Problem, policy: Tensor) -> Tensor:
-    """How often each state is seen, discounted, `(*batch, states)`; sums to 1.
+def occupancy(problem: Problem, policy: Tensor) -> Tensor:
+    """The discounted state occupancy: how often each state is seen, as probabilities.
 
-    The state at time t counts with weight (1 - discount) · discount^t, so
-    `(visitation * reward).sum(-1)` is (1 - discount) times the return.
+    The state at time t counts with weight (1 - discount) times discount to the power
+    of t, so `(occupancy * rewards).sum(-1)` is (1 - discount) times the return.
+
+    Args:
+        problem: The Markov decision process.
+        policy: Probabilities, `(*batch, states, actions)`.
+
+    Returns:
+        One probability per state, `(*batch, states)`; they sum to 1.
+
+    Raises:
+        ValueError: If the policy does not fit the problem.
     """
     chain = state_chain(problem, policy)
     identity = torch.eye(chain.shape[-1], dtype=chain.dtype, device=chain.device)
-    backward = identity - problem.discount * chain.mT  # (*batch, states, states)
     first = ((1 - problem.discount) * problem.start).expand(chain.shape[:-1])
-    solved: Tensor = torch.linalg.solve(backward, first[..., None])
-    return solved[..., 0]
+    return _solve(identity - problem.discount * chain.mT, first)
 
 
 def stationary(problem: Problem, policy: Tensor) -> Tensor:
-    """How often each state is seen in the long run, undiscounted; sums to 1.
+    """How often each state is seen in the long run, undiscounted, as probabilities.
 
     Meant for policies under which one set of states is recurrent: with more than
     one, the answer depends on the start, and the equations are singular.
+
+    Args:
+        problem: The Markov decision process.
+        policy: Probabilities, `(*batch, states, actions)`.
+
+    Returns:
+        One probability per state, `(*batch, states)`; they sum to 1.
+
+    Raises:
+        ValueError: If the policy does not fit the problem.
     """
     chain = state_chain(problem, policy)
     identity = torch.eye(chain.shape[-1], dtype=chain.dtype, device=chain.device)
-    ones = torch.ones_like(chain[..., :1])  # (*batch, states, 1)
+    ones = torch.ones_like(chain[..., 0])  # (*batch, states)
     # d = d·chain and sum(d) = 1, added up into one invertible system.
-    solved: Tensor = torch.linalg.solve(chain.mT - identity + ones @ ones.mT, ones)
-    return solved[..., 0]
+    return _solve(chain.mT - identity + torch.ones_like(chain), ones)
 
 
 def enumerate_paths(problem: Problem, horizon: int) -> Paths:
-    """Every trajectory of `horizon` actions that the problem allows.
+    """Every trajectory of `horizon` actions that the problem allows, as indices.
+
+    It reads values on the host, to leave out what the problem forbids.
 
     Args:
         problem: The Markov decision process.
@@ -160,10 +220,9 @@ def enumerate_paths(problem: Problem, horizon: int) -> Paths:
     Raises:
         ValueError: If the horizon is not positive.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon is {horizon}, not positive")
-    states, actions = problem.rewards.shape
-    choices = [torch.arange(states), torch.arange(actions)] * horizon
+    check_positive(horizon=horizon)
+    device = problem.rewards.device
+    choices = [torch.arange(n, device=device) for n in problem.rewards.shape] * horizon
     every = torch.cartesian_prod(*choices)  # (samples, 2 · time)
     paths = Paths(every[:, 0::2], every[:, 1::2])
     allowed = path_log_dynamics(problem, paths) > -torch.inf
@@ -171,33 +230,54 @@ def enumerate_paths(problem: Problem, horizon: int) -> Paths:
 
 
 def path_log_dynamics(problem: Problem, paths: Paths) -> Tensor:
-    """The part of each path's log-probability that no policy changes, `(samples)`."""
+    """The part of each path's log-probability that no policy changes, in nats.
+
+    Args:
+        problem: The Markov decision process.
+        paths: What `enumerate_paths` gives.
+
+    Returns:
+        One log-probability per path, `(samples)`; `-inf` for a path that the problem
+        forbids.
+    """
     here, action, then = paths.states[:, :-1], paths.actions[:, :-1], paths.states
     moves = problem.transitions[here, action, then[:, 1:]]  # (samples, time - 1)
     return problem.start[then[:, 0]].log() + moves.log().sum(-1)
 
 
 def path_log_policy(policy: Tensor, paths: Paths) -> Tensor:
-    """The log-probability of each path's actions, `(samples, time)`, in nats.
+    """The log-probability of each path's actions, in nats.
 
     Args:
         policy: Probabilities, `(states, actions)`.
         paths: What `enumerate_paths` gives.
+
+    Returns:
+        One log-probability per action of each path, `(samples, time)`.
+
+    Raises:
+        ValueError: If the policy is an integer tensor.
     """
+    check_floating(policy=policy)
     return policy.log()[paths.states, paths.actions]
 
 
 def target_return(target: Target, mean: Tensor, log_std: Tensor) -> Tensor:
-    """The expected reward -½|a - goal|² of a Gaussian policy, exact.
+    """The expected reward of a Gaussian policy, -½E|a - goal|², exact, without unit.
 
     Args:
         target: The continuous twin.
         mean: Mean of the action in each state, `(*batch, states, dims)`.
-        log_std: Log standard deviation, likewise; both broadcast.
+        log_std: Log standard deviation, `(*batch, states, dims)`; it may also lack
+            leading axes, and then broadcasts.
 
     Returns:
         One number per policy, `(*batch)`.
+
+    Raises:
+        ValueError: If the last axes are not the target's, or one is an integer tensor.
     """
+    _check_action(target, mean=mean, log_std=log_std)
     squares = (mean - target.goals).square() + (2 * log_std).exp()
     return -0.5 * (target.weights * squares.sum(-1)).sum(-1)
 
@@ -205,16 +285,42 @@ def target_return(target: Target, mean: Tensor, log_std: Tensor) -> Tensor:
 def target_advantages(
     target: Target, mean: Tensor, log_std: Tensor, actions: Tensor
 ) -> Tensor:
-    """The advantage of actions under a Gaussian policy, exact.
+    """The advantage of actions under a Gaussian policy, exact, without unit.
 
     Args:
         target: The continuous twin.
         mean: Mean of the action in each state, `(states, dims)`.
-        log_std: Log standard deviation, likewise.
+        log_std: Log standard deviation, `(states, dims)`; both broadcast.
         actions: One action per state, `(*samples, states, dims)`.
 
     Returns:
         Reward less its mean under the policy, `(*samples, states)`.
+
+    Raises:
+        ValueError: If the last axes are not the target's, or one is an integer tensor.
     """
+    _check_action(target, mean=mean, log_std=log_std, actions=actions)
     expected = (mean - target.goals).square() + (2 * log_std).exp()
     return 0.5 * (expected - (actions - target.goals).square()).sum(-1)
+
+
+def _check(problem: Problem, policy: Tensor) -> None:
+    """Raise unless the policy has a row per state and a column per action."""
+    check_tensors(2, policy=policy)
+    expected, got = tuple(problem.rewards.shape), tuple(policy.shape[-2:])
+    if got != expected:
+        raise ValueError(f"policy ends in {got}, the problem has {expected}")
+
+
+def _check_action(target: Target, **arguments: Tensor) -> None:
+    """Raise unless what describes an action has the target's last axis."""
+    for name, x in arguments.items():
+        check_tensors(1, **{name: x})
+        if x.shape[-1] != target.goals.shape[-1]:
+            raise ValueError(f"{name} is {[*x.shape]}, goals {[*target.goals.shape]}")
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve for x, `(*batch, states)`; `nan` or `inf` if the matrix is singular."""
+    solved: Tensor = torch.linalg.solve_ex(matrix, right.unsqueeze(-1))[0]
+    return solved.squeeze(-1)

@@ -5,7 +5,6 @@ from itertools import islice
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
@@ -14,6 +13,7 @@ from snippets.lab.mdp import (
     advantages,
     enumerate_paths,
     expected_return,
+    occupancy,
     path_log_dynamics,
     path_log_policy,
     small_problem,
@@ -23,19 +23,17 @@ from snippets.lab.mdp import (
     stationary,
     target_advantages,
     target_return,
-    visitation,
 )
+from tests.strategies import logits
 
 PROBLEM = small_problem(torch.float64)
 # What is left after this many steps weighs discount**300 < 1e-13.
 LONG = 300
 
 
-@st.composite
-def policies(draw):
+def policies():
     """A stochastic policy for the small problem."""
-    row = st.lists(st.floats(-3, 3), min_size=9, max_size=9)
-    return tensor(draw(row), dtype=torch.float64).reshape(3, 3).softmax(-1)
+    return logits(3, 3).map(lambda x: x.softmax(-1))
 
 
 def walk(policy):
@@ -78,12 +76,12 @@ def test_advantages_average_to_zero(policy):
 @given(policies())
 def test_visitation_is_the_discounted_walk(policy):
     summed = sum(PROBLEM.discount**t * d for t, d in enumerate(walk(policy)))
-    assert_close(visitation(PROBLEM, policy), (1 - PROBLEM.discount) * summed)
+    assert_close(occupancy(PROBLEM, policy), (1 - PROBLEM.discount) * summed)
 
 
 @given(policies())
 def test_visitation_times_reward_is_the_return(policy):
-    reward = (visitation(PROBLEM, policy) * (policy * PROBLEM.rewards).sum(-1)).sum()
+    reward = (occupancy(PROBLEM, policy) * (policy * PROBLEM.rewards).sum(-1)).sum()
     assert_close(reward, (1 - PROBLEM.discount) * expected_return(PROBLEM, policy))
 
 
@@ -123,7 +121,7 @@ def test_the_path_divergence_is_a_sum_over_the_states_of_p(p, q):
 
 @given(policies(), policies())
 def test_performance_difference(new, old):
-    gained = (visitation(PROBLEM, new) * (new * advantages(PROBLEM, old)).sum(-1)).sum()
+    gained = (occupancy(PROBLEM, new) * (new * advantages(PROBLEM, old)).sum(-1)).sum()
     difference = expected_return(PROBLEM, new) - expected_return(PROBLEM, old)
     # A difference of returns of order 1 to 10: rounding is relative to those.
     assert_close(gained / (1 - PROBLEM.discount), difference, atol=1e-12, rtol=0)
@@ -133,7 +131,7 @@ def test_performance_difference(new, old):
 def test_the_gradient_is_the_policy_gradient(policy):
     logits = policy.log().requires_grad_()
     expected_return(PROBLEM, logits.softmax(-1)).backward()
-    weight = visitation(PROBLEM, policy)[:, None] * policy
+    weight = occupancy(PROBLEM, policy)[:, None] * policy
     theorem = weight * advantages(PROBLEM, policy) / (1 - PROBLEM.discount)
     # Both are differences of numbers of order 10.
     assert_close(logits.grad, theorem, atol=1e-12, rtol=1e-7)
@@ -141,7 +139,7 @@ def test_the_gradient_is_the_policy_gradient(policy):
 
 def test_policies_batch():
     policy = torch.randn(5, 2, 3, 3, dtype=torch.float64).softmax(-1)
-    for function in (state_values, action_values, visitation, stationary, advantages):
+    for function in (state_values, action_values, occupancy, stationary, advantages):
         batched = function(PROBLEM, policy)
         assert_close(batched[4, 1], function(PROBLEM, policy[4, 1]))
     assert expected_return(PROBLEM, policy).shape == (5, 2)
@@ -150,7 +148,7 @@ def test_policies_batch():
 def test_float32_stays_float32():
     problem = small_problem(torch.float32)
     policy = torch.full((3, 3), 1 / 3)
-    for function in (state_values, visitation, stationary, advantages):
+    for function in (state_values, occupancy, stationary, advantages):
         value = function(problem, policy)
         assert value.dtype == torch.float32
         # Single precision through a 3 x 3 solve of condition about 20.
@@ -197,3 +195,55 @@ def test_the_twin_is_the_mean_over_actions(dims):
     assert (sampled - exact).abs() < 5 * error
     gained = target_advantages(target, mean, log_std, actions)
     assert_close(gained @ target.weights, reward @ target.weights - exact)
+
+
+OF_POLICIES = [
+    state_chain,
+    state_values,
+    action_values,
+    advantages,
+    expected_return,
+    occupancy,
+    stationary,
+]
+
+
+@pytest.mark.parametrize("function", OF_POLICIES)
+def test_runs_in_one_graph_and_over_a_batch(function):
+    torch.manual_seed(0)
+    policy = torch.randn(5, 3, 3, dtype=torch.float64).softmax(-1)
+    expected = torch.stack([function(PROBLEM, row) for row in policy])
+    one_graph = torch.compile(function, fullgraph=True, backend="eager")
+    assert_close(one_graph(PROBLEM, policy), expected)
+    assert_close(torch.vmap(lambda row: function(PROBLEM, row))(policy), expected)
+
+
+@pytest.mark.parametrize("function", OF_POLICIES)
+def test_an_integer_policy_is_refused(function):
+    with pytest.raises(ValueError, match="policy must be floating point"):
+        function(PROBLEM, torch.ones(3, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("function", OF_POLICIES)
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (3,)])
+def test_a_policy_that_would_broadcast_is_refused(function, shape):
+    with pytest.raises(ValueError, match="policy"):
+        function(PROBLEM, torch.ones(shape, dtype=torch.float64))
+
+
+def test_what_describes_an_action_must_have_its_dimensions():
+    target, wide = small_target(2, torch.float64), torch.zeros(3, 2).double()
+    narrow = wide[:, :1]
+    with pytest.raises(ValueError, match=r"mean is \[3, 1\]"):
+        target_return(target, narrow, wide)
+    with pytest.raises(ValueError, match=r"log_std is \[3, 1\]"):
+        target_return(target, wide, narrow)
+    with pytest.raises(ValueError, match=r"actions is \[3, 1\]"):
+        target_advantages(target, wide, wide, narrow)
+    with pytest.raises(ValueError, match="mean must be floating point"):
+        target_return(target, wide.long(), wide)
+
+
+def test_a_twin_without_dimensions_is_refused():
+    with pytest.raises(ValueError, match="dims is 0"):
+        small_target(0, torch.float64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from snippets.algorithms.trust_region.ppo_clip import step_divergence
+from snippets.estimate.estimators import k3
 
 pytest.importorskip("stable_baselines3", minversion="2.9")
 import gymnasium
@@ -42,7 +42,7 @@ def train(target):
         buffer = model.rollout_buffer
         same = (buffer.observations[:, None] == observations.numpy()).all(-1)
         old = torch.as_tensor(buffer.log_probs[same.argmax(0)]).flatten()
-        seen.append(step_divergence(old, log_prob.detach()).mean().item())
+        seen.append(k3(old, log_prob.detach()).mean().item())
         return values, log_prob, entropy
 
     model.policy.evaluate_actions = watched

@@ -3,58 +3,41 @@
 Source: the schedule of rsl_rl, rl_games and skrl, which train legged robots with it.
 """
 
-import torch
-from torch import Tensor
-
-
-def gaussian_divergence(
-    old_mean: Tensor, old_std: Tensor, new_mean: Tensor, new_std: Tensor
-) -> Tensor:
-    """KL(old || new) in nats of Gaussians with diagonal covariance, per state.
-
-    Exactly 0 for identical arguments, at any standard deviation: no small number is
-    added anywhere.
-
-    Args:
-        old_mean: Mean of the policy that sampled, `(*batch, dims)`.
-        old_std: Its standard deviation, likewise, positive.
-        new_mean: Mean of the policy that learns, likewise.
-        new_std: Its standard deviation, likewise, positive.
-
-    Returns:
-        One divergence per state, summed over the dimensions, `(*batch)`.
-    """
-    gap = old_std.log() - new_std.log()
-    moved = (old_mean - new_mean) / new_std
-    return 0.5 * (torch.expm1(2 * gap) - 2 * gap + moved.square()).sum(-1)
+from snippets.foundations.contract import check_positive
 
 
 def adapt_rate(
-    rate: float, divergence: float, target: float, lowest: float, highest: float
+    rate: float, kl: float, target: float, lowest: float, highest: float
 ) -> float:
-    """The next learning rate, from the mean KL(old || new) of the last update.
+    """The next learning rate, from the mean KL(old || new) of the last update, in nats.
 
-    Divided by 1.5 above twice the target, multiplied by 1.5 below half of it, and
-    unchanged in between. A KL of 0, or of a rounding error below it, says that nothing
-    has moved yet, as in the first minibatch after a rollout, and changes nothing.
+    A KL of 0, or of a rounding error below it, says that nothing has moved yet, as in
+    the first minibatch after a rollout, and changes nothing.
 
     Args:
         rate: The learning rate that was used.
-        divergence: Mean KL of the update, in nats.
+        kl: Mean KL of the update, in nats.
         target: The KL that an update should have, in nats.
         lowest: The rate never falls below this.
         highest: The rate never rises above this.
 
     Returns:
-        A learning rate between `lowest` and `highest`.
+        The rate, divided by 1.5 above twice the target and multiplied by 1.5 below
+        half of it, as far as the two limits allow.
 
     Raises:
-        ValueError: If the divergence is nan.
+        ValueError: If the KL is nan, a rate or the target is not positive, or the
+            limits are in the wrong order.
     """
-    if divergence != divergence:
-        raise ValueError("divergence is nan")
-    if divergence > 2 * target:
+    check_positive(rate=rate, target=target, lowest=lowest)
+    if not lowest <= highest:
+        raise ValueError(f"lowest is {lowest}, highest is {highest}")
+    if kl != kl:
+        raise ValueError("kl is nan")
+    # --8<-- [start:core]
+    if kl > 2 * target:
         return max(lowest, rate / 1.5)
-    if 0 < divergence < target / 2:
+    if 0 < kl < target / 2:
         return min(highest, rate * 1.5)
     return rate
+    # --8<-- [end:core]

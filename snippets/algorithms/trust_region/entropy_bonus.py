@@ -1,41 +1,46 @@
-"""The entropy bonus of A2C and A3C, which is a KL to the uniform policy.
+"""The actor's loss of A2C and A3C, with its entropy bonus.
 
 Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning,
-arXiv:1602.01783.
+arXiv:1602.01783, section 4.
 """
 
+import torch
 from torch import Tensor
 
-
-def entropy(new_logits: Tensor) -> Tensor:
-    """Entropy of a policy in nats, per state, from its logits.
-
-    A logit of `-inf` masks its action; it adds nothing.
-
-    Args:
-        new_logits: Logits of the policy that learns, `(*batch, actions)`.
-
-    Returns:
-        One entropy per state, `(*batch)`, between 0 and the log of the number of
-        actions that are not masked.
-    """
-    log_p = new_logits.log_softmax(-1)
-    return -(log_p.exp() * log_p.masked_fill(log_p.isneginf(), 0.0)).sum(-1)
+from snippets.foundations.contract import check_tensors, widen
+from snippets.foundations.entropy import entropy
 
 
-def divergence_from_uniform(new_logits: Tensor) -> Tensor:
-    """KL(policy || uniform) in nats, per state, from the policy's logits.
+def actor_loss(
+    *, new_logits: Tensor, actions: Tensor, advantages: Tensor, coefficient: float
+) -> Tensor:
+    """-advantage log π(action) - coefficient H(π), H in nats, to be minimised.
 
-    Uniform over the actions that are not masked by `-inf`. Entropy and this sum to
-    the log of their number, so their gradients differ in sign alone.
+    The advantages are constants. A logit of `-inf` masks its action, which must then
+    not have been taken. Half precision is computed in float32 and rounded once.
 
     Args:
-        new_logits: Logits of the policy that learns, `(*batch, actions)`.
+        new_logits: Logits of the policy, which sampled and trains, `(*batch, actions)`.
+        actions: What it did, int64, `(*batch)`.
+        advantages: Advantage of each of them, `(*batch)`.
+        coefficient: Of the entropy, at least 0; 0 leaves it out.
 
     Returns:
-        One divergence per state, `(*batch)`.
+        One loss per sample, `(*batch)`.
+
+    Raises:
+        ValueError: If the coefficient is negative, the shapes do not fit, or a tensor
+            but the actions is an integer one.
     """
-    log_p = new_logits.log_softmax(-1)
-    free = (~log_p.isneginf()).sum(-1, keepdim=True).to(log_p.dtype)
-    log_ratio = (log_p + free.log()).masked_fill(log_p.isneginf(), 0.0)
-    return (log_p.exp() * log_ratio).sum(-1)
+    if not coefficient >= 0:
+        raise ValueError(f"coefficient is {coefficient}: a negative one ends exploring")
+    check_tensors(1, new_logits=new_logits)
+    check_tensors(new_logits=new_logits.select(-1, 0), advantages=advantages)
+    if actions.shape != advantages.shape or actions.dtype != torch.int64:
+        raise ValueError(f"actions is {actions.dtype} {[*actions.shape]}")
+    dtype, (logits, advantages) = widen(new_logits, advantages.detach())
+    # --8<-- [start:core]
+    log_probs = logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    loss = -advantages * log_probs - coefficient * entropy(logits)
+    # --8<-- [end:core]
+    return loss.to(dtype)

@@ -1,4 +1,4 @@
-"""PPG's clone term: train another head, keep the policy where it was.
+"""PPG's auxiliary phase: train another head, keep the policy where it was.
 
 Source: Cobbe et al., Phasic Policy Gradient, arXiv:2009.04416, and the code released
 with it.
@@ -6,41 +6,44 @@ with it.
 
 from torch import Tensor
 
-
-def clone_divergence(old_logits: Tensor, new_logits: Tensor) -> Tensor:
-    """KL(old || new) in nats, per state, old being the policy before the phase.
-
-    Args:
-        old_logits: Logits stored when the auxiliary phase began, `(*batch, actions)`.
-        new_logits: Logits of the network that trains, likewise.
-
-    Returns:
-        One divergence per state, `(*batch)`; gradients flow to `new_logits` alone.
-    """
-    old = old_logits.detach().log_softmax(-1)
-    new = new_logits.log_softmax(-1)
-    log_ratio = (old - new).masked_fill(old.isneginf(), 0.0)
-    return (old.exp() * log_ratio).sum(-1)
+from snippets.estimate.placement import kl_penalty
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.foundations.contract import check_tensors, widen
 
 
 def joint_loss(
-    old_logits: Tensor,
+    *,
     new_logits: Tensor,
+    old_logits: Tensor,
     values: Tensor,
     targets: Tensor,
     beta: float,
 ) -> Tensor:
-    """½(value - target)² + beta·KL(old || new), per state, to be minimised.
+    """½(value - target)² + beta KL(old || new), the KL in nats, to be minimised.
+
+    The old policy and the targets are constants. Half precision is computed in float32
+    and rounded once.
 
     Args:
-        old_logits: Logits stored when the auxiliary phase began, `(*batch, actions)`.
-        new_logits: Logits of the network that trains, likewise.
+        new_logits: Logits of the network that trains, `(*batch, actions)`.
+        old_logits: Logits stored when the phase began, `(*batch, actions)`.
         values: What the policy network's value head says, `(*batch)`.
         targets: What it should say, `(*batch)`.
-        beta: Coefficient of the clone term.
+        beta: Coefficient of the KL, at least 0.
 
     Returns:
-        One loss per state, `(*batch)`.
+        One loss per state, `(*batch)`; gradients flow to `new_logits` and `values`.
+
+    Raises:
+        ValueError: If beta is negative, the shapes do not fit, or one is an integer
+            tensor.
     """
+    check_tensors(1, new_logits=new_logits, old_logits=old_logits)
+    check_tensors(old_logits=old_logits.select(-1, 0), values=values, targets=targets)
+    constants = (old_logits.detach(), targets.detach())
+    dtype, (new, values, old, targets) = widen(new_logits, values, *constants)
+    # --8<-- [start:core]
     auxiliary = 0.5 * (values - targets).square()
-    return auxiliary + beta * clone_divergence(old_logits, new_logits)
+    loss = auxiliary + kl_penalty(kl_divergence_logits(old, new), beta)
+    # --8<-- [end:core]
+    return loss.to(dtype)

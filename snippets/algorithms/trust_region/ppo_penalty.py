@@ -6,41 +6,59 @@ section 4. Thresholds of the other controllers are read from their libraries' so
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from snippets.estimate.placement import kl_penalty, policy_gradient_loss
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.foundations.contract import check_positive, check_tensors, widen
 
 
 def penalty_loss(
-    old_logits: Tensor,
+    *,
     new_logits: Tensor,
+    old_logits: Tensor,
     actions: Tensor,
     advantages: Tensor,
     beta: float,
 ) -> Tensor:
-    """-ratio·advantage + beta·KL(old || new), per sample, to be minimised.
+    """-ρ advantage + beta KL(old || new), in units of reward, to be minimised.
 
-    The KL is exact over the actions, in nats. The old policy is a constant.
+    ρ is new / old of the action. The KL is exact over the actions, in nats. The old
+    policy and the advantages are constants. A logit of `-inf` masks its action, which
+    the old policy must then not have taken. Half precision is computed in float32 and
+    rounded once.
 
     Args:
+        new_logits: Logits of the policy that trains, `(*batch, actions)`.
         old_logits: Logits of the policy that sampled, `(*batch, actions)`.
-        new_logits: Logits of the policy that learns, likewise.
-        actions: What the old policy did, `(*batch)`, int64.
-        advantages: Advantages of those, `(*batch)`.
-        beta: Coefficient of the KL, at least 0.
+        actions: What the old policy did, int64, `(*batch)`.
+        advantages: Advantage of each of them, `(*batch)`.
+        beta: The KL coefficient, at least 0.
 
     Returns:
         One loss per sample, `(*batch)`; gradients flow to `new_logits`.
 
     Raises:
-        ValueError: If `beta` is negative.
+        ValueError: If beta is negative, the shapes do not fit, or a tensor but the
+            actions is an integer one.
     """
-    if beta < 0:
-        raise ValueError(f"beta is {beta}: a negative one rewards divergence")
-    old = old_logits.detach().log_softmax(-1)  # (*batch, actions)
-    new = new_logits.log_softmax(-1)  # (*batch, actions)
-    log_ratio = (new - old).masked_fill(old.isneginf(), 0.0)
-    divergence = -(old.exp() * log_ratio).sum(-1)  # (*batch)
-    ratio = log_ratio.gather(-1, actions[..., None])[..., 0].exp()
-    return beta * divergence - ratio * advantages
+    check_tensors(1, new_logits=new_logits, old_logits=old_logits)
+    check_tensors(old_logits=old_logits.select(-1, 0), advantages=advantages)
+    if actions.shape != advantages.shape or actions.dtype != torch.int64:
+        raise ValueError(f"actions is {actions.dtype} {[*actions.shape]}")
+    tensors = (new_logits, old_logits.detach(), advantages)
+    dtype, (new, old, advantages) = widen(*tensors)
+    # --8<-- [start:core]
+    chosen = actions.unsqueeze(-1)
+    loss = policy_gradient_loss(
+        new_log_probs=new.log_softmax(-1).gather(-1, chosen).squeeze(-1),
+        old_log_probs=old.log_softmax(-1).gather(-1, chosen).squeeze(-1),
+        advantages=advantages,
+    )
+    loss = loss + kl_penalty(kl_divergence_logits(old, new), beta)
+    # --8<-- [end:core]
+    return loss.to(dtype)
 
 
 class Controller(NamedTuple):
@@ -62,13 +80,13 @@ RLLIB = Controller(high=2.0, low=0.5, raised=1.5, lowered=0.5)
 
 
 def adapt_coefficient(
-    beta: float, divergence: float, target: float, controller: Controller
+    beta: float, kl: float, target: float, controller: Controller
 ) -> float:
-    """The coefficient for the next batch, from the KL of the update just made.
+    """The KL coefficient for the next batch, in reward per nat, from the last KL.
 
     Args:
-        beta: Coefficient used in that update.
-        divergence: Mean KL(old || new) after its last epoch, in nats.
+        beta: Coefficient used in the update that was just made.
+        kl: Mean KL(old || new) after its last epoch, in nats.
         target: KL that an update should have, in nats.
         controller: Thresholds and factors.
 
@@ -76,14 +94,16 @@ def adapt_coefficient(
         The coefficient, unchanged between the thresholds.
 
     Raises:
-        ValueError: If the target is not positive, or the divergence is not finite.
+        ValueError: If the coefficient or the target is not positive, or the KL is not
+            finite.
     """
-    if target <= 0:
-        raise ValueError(f"target is {target}, not positive")
-    if not abs(divergence) < float("inf"):
-        raise ValueError(f"divergence is {divergence}: no coefficient answers that")
-    if divergence > controller.high * target:
+    check_positive(beta=beta, target=target)
+    if not abs(kl) < float("inf"):
+        raise ValueError(f"kl is {kl}: no coefficient answers that")
+    # --8<-- [start:controller]
+    if kl > controller.high * target:
         return beta * controller.raised
-    if divergence < controller.low * target:
+    if kl < controller.low * target:
         return beta * controller.lowered
     return beta
+    # --8<-- [end:controller]

@@ -9,21 +9,18 @@ from torch.testing import assert_close
 
 from snippets.algorithms.trust_region.acktr import (
     kronecker_factors,
+    kronecker_kl,
     kronecker_step,
-    quadratic_divergence,
     trust_region_rate,
 )
-from snippets.lab.mdp import small_problem, visitation
 from snippets.algorithms.trust_region.natural_gradient import softmax_scores
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.lab.mdp import occupancy, small_problem
+from tests.strategies import numbers
 
 PROBLEM = small_problem(torch.float64)
-
-
-@st.composite
-def layers(draw):
-    """The weight of a linear policy on one-hot states, `(actions, states)`."""
-    row = st.lists(st.floats(-2, 2), min_size=9, max_size=9)
-    return tensor(draw(row), dtype=torch.float64).reshape(3, 3)
+# The weight of a linear policy on one-hot states, `(actions, states)`.
+LAYERS = numbers(3, 3, largest=2.0)
 
 
 def samples(weight, states):
@@ -37,25 +34,20 @@ def samples(weight, states):
 
 
 def exact_divergence(old, new, states):
-    """The mean KL(old || new), summed over every state and action."""
-    p, q = old.mT.softmax(-1), new.mT.softmax(-1)
-    return sum(
-        states[s] * p[s, a] * (p[s, a] / q[s, a]).log()
-        for s in range(3)
-        for a in range(3)
-    )
+    """The mean KL(old || new) over states."""
+    return states @ kl_divergence_logits(old.mT, new.mT)
 
 
-@given(layers(), layers())
+@given(LAYERS, LAYERS)
 def test_the_model_is_the_kronecker_product(weight, step):
-    states = visitation(PROBLEM, weight.mT.softmax(-1))
+    states = occupancy(PROBLEM, weight.mT.softmax(-1))
     a, g = kronecker_factors(*samples(weight, states))
     flat = step.mT.reshape(9)  # columns of the weight, one after another
     product = 0.5 * flat @ torch.kron(a, g) @ flat
-    assert_close(quadratic_divergence(step, a, g), product)
+    assert_close(kronecker_kl(step, a, g), product)
 
 
-@given(layers(), layers())
+@given(LAYERS, LAYERS)
 def test_the_model_is_the_fisher_matrix_where_all_states_agree(column, step):
     weight = column[:, :1].expand(3, 3)
     states = tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -65,7 +57,7 @@ def test_the_model_is_the_fisher_matrix_where_all_states_agree(column, step):
         weight.reshape(9),
     )
     exact = 0.5 * step.reshape(9) @ hessian @ step.reshape(9)
-    assert_close(quadratic_divergence(step, a, g), exact, atol=1e-12, rtol=1e-7)
+    assert_close(kronecker_kl(step, a, g), exact, atol=1e-12, rtol=1e-7)
 
 
 def test_the_model_is_wrong_where_states_disagree():
@@ -75,12 +67,12 @@ def test_the_model_is_wrong_where_states_disagree():
     step = torch.zeros(3, 3, dtype=torch.float64)
     step[0, 0] = 0.01
     exact = exact_divergence(weight, weight + step, states)
-    assert quadratic_divergence(step, a, g) > 1.5 * exact
+    assert kronecker_kl(step, a, g) > 1.5 * exact
 
 
-@given(layers())
+@given(LAYERS)
 def test_the_direction_solves_the_kronecker_system(weight):
-    states = visitation(PROBLEM, weight.mT.softmax(-1))
+    states = occupancy(PROBLEM, weight.mT.softmax(-1))
     a, g = kronecker_factors(*samples(weight, states))
     gradient = torch.arange(9, dtype=torch.float64).reshape(3, 3)
     direction = kronecker_step(gradient, a, g, 0.1)
@@ -90,12 +82,12 @@ def test_the_direction_solves_the_kronecker_system(weight):
     assert_close(direction.mT.reshape(9), solved)
 
 
-@given(layers(), st.floats(1e-4, 1e-1))
+@given(LAYERS, st.floats(1e-4, 1e-1))
 def test_the_rate_spends_delta_or_stays_at_its_limit(step, delta):
     a, g = torch.eye(3, dtype=torch.float64), 2 * torch.eye(3, dtype=torch.float64)
-    quadratic = quadratic_divergence(step + torch.eye(3), a, g)
+    quadratic = kronecker_kl(step + torch.eye(3), a, g)
     rate = trust_region_rate(quadratic, delta, 0.25)
-    spent = quadratic_divergence(rate * (step + torch.eye(3)), a, g)
+    spent = kronecker_kl(rate * (step + torch.eye(3)), a, g)
     if rate < 0.25:
         assert_close(spent, tensor(delta, dtype=torch.float64))
     else:
@@ -111,17 +103,59 @@ def test_float32_stays_float32():
     a, g = kronecker_factors(torch.randn(4, 3), torch.randn(4, 2))
     direction = kronecker_step(torch.randn(2, 3), a, g, 0.1)
     assert direction.dtype == torch.float32
-    assert trust_region_rate(quadratic_divergence(direction, a, g), 1, 1).dtype == (
+    assert trust_region_rate(kronecker_kl(direction, a, g), 1, 1).dtype == (
         torch.float32
     )
 
 
 def test_refuses_different_numbers_of_samples():
-    with pytest.raises(ValueError, match="4 inputs, 3 scores"):
+    with pytest.raises(ValueError, match="inputs has 4 rows, scores has 3"):
         kronecker_factors(torch.ones(4, 2), torch.ones(3, 2))
 
 
 @pytest.mark.parametrize(("delta", "largest"), [(0, 1), (1, 0), (-1, 1)])
 def test_refuses_limits_that_are_not_positive(delta, largest):
-    with pytest.raises(ValueError, match="both positive"):
+    with pytest.raises(ValueError, match="must be positive"):
         trust_region_rate(torch.ones(()), delta, largest)
+
+
+@given(numbers(2, 3, largest=2.0))
+def test_a_layer_with_more_inputs_than_actions(step):
+    torch.manual_seed(0)
+    inputs, scores = torch.randn(7, 3).double(), torch.randn(7, 2).double()
+    a, g = kronecker_factors(inputs, scores)
+    assert_close(a, sum(torch.outer(x, x) for x in inputs) / 7)
+    assert_close(g, sum(torch.outer(x, x) for x in scores) / 7)
+    flat, matrix = step.mT.reshape(6), torch.kron(a, g)
+    assert_close(kronecker_kl(step, a, g), 0.5 * flat @ matrix @ flat)
+    direction = kronecker_step(step, a, g, 0.0)
+    # Condition below 100.
+    solved = torch.linalg.solve(matrix, flat)
+    assert_close(direction.mT.reshape(6), solved, atol=1e-10, rtol=1e-9)
+
+
+def test_a_singular_factor_without_damping_is_no_number():
+    one = torch.ones(2, 2)
+    assert not kronecker_step(tensor([[1.0, 2], [3, 4]]), one, one, 0).isfinite().any()
+
+
+def test_a_negative_quadratic_is_nan():
+    assert trust_region_rate(tensor(-1.0), 0.1, 1.0).isnan()
+
+
+@pytest.mark.parametrize(
+    ("step", "a", "g", "name"),
+    [
+        ((2, 3), (2, 2), (2, 2), "input_factor"),
+        ((2, 3), (3, 3), (3, 3), "score_factor"),
+        ((2,), (2, 2), (2, 2), "needs 2 axes"),
+    ],
+)
+def test_refuses_factors_of_another_layer(step, a, g, name):
+    with pytest.raises(ValueError, match=name):
+        kronecker_kl(torch.ones(step), torch.ones(a), torch.ones(g))
+
+
+def test_refuses_a_negative_damping():
+    with pytest.raises(ValueError, match="damping is -1"):
+        kronecker_step(torch.ones(2, 2), torch.eye(2), torch.eye(2), -1.0)

@@ -5,46 +5,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import inf, nan, tensor
-from torch.distributions import Independent, Normal, kl_divergence
-from torch.testing import assert_close
 
-from snippets.algorithms.trust_region.adaptive_rate import adapt_rate, gaussian_divergence
+from snippets.algorithms.trust_region.adaptive_rate import adapt_rate
+from snippets.exact.gaussian import kl_gaussian
 
 RATES = st.floats(1e-5, 1e-2)
 
 
-@st.composite
-def gaussians(draw):
-    """Means and standard deviations of two policies, two states, three dimensions."""
-    row = st.lists(st.floats(-1, 1), min_size=24, max_size=24)
-    numbers = tensor(draw(row), dtype=torch.float64).reshape(4, 2, 3)
-    return numbers[0], (2 * numbers[1]).exp(), numbers[2], (2 * numbers[3]).exp()
-
-
-@given(gaussians())
-def test_the_divergence_is_that_of_torch(policies):
-    old_mean, old_std, new_mean, new_std = policies
-    old = Independent(Normal(old_mean, old_std), 1)
-    new = Independent(Normal(new_mean, new_std), 1)
-    assert_close(gaussian_divergence(*policies), kl_divergence(old, new))
-
-
-@given(gaussians(), st.sampled_from([0.5, 0.1, 0.01, 1e-4]))
-def test_identical_policies_diverge_by_exactly_zero(policies, std):
-    mean, scale = policies[0], torch.full_like(policies[0], std)
-    assert (gaussian_divergence(mean, scale, mean, scale) == 0).all()
-    single = [x.float() for x in (mean, scale)]
-    assert (gaussian_divergence(*single, *single) == 0).all()
+@pytest.mark.parametrize("std", [0.5, 0.1, 0.01, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_exact_divergence_of_a_policy_from_itself_changes_nothing(std, dtype):
+    mean, std = torch.randn(3, 2, dtype=dtype), torch.full((3, 2), std, dtype=dtype)
+    kl = kl_gaussian(mean, std, mean, std).mean().item()
+    assert kl == 0
+    assert adapt_rate(1e-3, kl, 0.01, 1e-5, 1e-2) == 1e-3
 
 
 @given(RATES, st.floats(0.0051, 0.0199))
-def test_inside_the_band_nothing_changes(rate, divergence):
-    assert adapt_rate(rate, divergence, 0.01, 1e-5, 1e-2) == rate
+def test_inside_the_band_nothing_changes(rate, kl):
+    assert adapt_rate(rate, kl, 0.01, 1e-5, 1e-2) == rate
 
 
 @given(RATES, st.floats(0, 10))
-def test_the_rate_stays_between_its_limits(rate, divergence):
-    assert 1e-5 <= adapt_rate(rate, divergence, 0.01, 1e-5, 1e-2) <= 1e-2
+def test_the_rate_stays_between_its_limits(rate, kl):
+    assert 1e-5 <= adapt_rate(rate, kl, 0.01, 1e-5, 1e-2) <= 1e-2
 
 
 def test_it_moves_by_half_as_much_again():
@@ -53,13 +37,13 @@ def test_it_moves_by_half_as_much_again():
     assert adapt_rate(1e-3, inf, 0.01, 1e-5, 1e-2) == 1e-3 / 1.5
 
 
-@pytest.mark.parametrize("divergence", [0.0, -1e-9, -0.045])
-def test_nothing_moved_changes_nothing(divergence):
-    assert adapt_rate(1e-3, divergence, 0.01, 1e-5, 1e-2) == 1e-3
+@pytest.mark.parametrize("kl", [0.0, -1e-9, -0.045])
+def test_nothing_moved_changes_nothing(kl):
+    assert adapt_rate(1e-3, kl, 0.01, 1e-5, 1e-2) == 1e-3
 
 
 def test_refuses_nan():
-    with pytest.raises(ValueError, match="divergence is nan"):
+    with pytest.raises(ValueError, match="kl is nan"):
         adapt_rate(1e-3, nan, 0.01, 1e-5, 1e-2)
 
 
@@ -83,7 +67,23 @@ def test_a_small_number_under_the_variance_makes_the_divergence_negative(std):
     assert fooled > -small / variance
 
 
-def test_batches():
-    mean, std = torch.zeros(4, 5, 3), torch.ones(3)
-    shape = gaussian_divergence(mean, std, mean, std).shape
-    assert shape == (4, 5)
+@pytest.mark.parametrize("target", [0.002, 0.5])
+def test_the_band_is_from_half_to_twice_the_target(target):
+    for times, factor in ((2.01, 1 / 1.5), (1.99, 1), (0.51, 1), (0.49, 1.5)):
+        found = adapt_rate(1e-3, times * target, target, 1e-5, 1e-2)
+        assert found == pytest.approx(1e-3 * factor, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"rate": 0.0}, "rate"),
+        ({"target": -0.01}, "target"),
+        ({"lowest": 0.0}, "lowest"),
+        ({"lowest": 0.1}, "lowest is 0.1, highest is 0.01"),
+    ],
+)
+def test_refuses_by_name(changed, name):
+    usual = {"rate": 1e-3, "kl": 0.1, "target": 0.01, "lowest": 1e-5, "highest": 1e-2}
+    with pytest.raises(ValueError, match=name):
+        adapt_rate(**(usual | changed))

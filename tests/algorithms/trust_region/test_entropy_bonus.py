@@ -1,5 +1,6 @@
-"""Entropy is the log of the number of actions less the KL to uniform."""
+"""The actor's loss is the policy gradient and an entropy, which is a KL to uniform."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,49 +8,53 @@ from torch import inf, tensor
 from torch.distributions import Categorical
 from torch.testing import assert_close
 
-from snippets.algorithms.trust_region.entropy_bonus import divergence_from_uniform, entropy
+from snippets.algorithms.trust_region.entropy_bonus import actor_loss
+from snippets.exact.categorical import kl_divergence_logits
+from tests.strategies import logits, numbers
+
+ACTIONS = tensor([3, 0, 1])
 
 
-@st.composite
-def logits(draw):
-    """Logits of three states over 1 to 6 actions."""
-    actions = draw(st.integers(1, 6))
-    row = st.lists(st.floats(-10, 10), min_size=3 * actions, max_size=3 * actions)
-    return tensor(draw(row), dtype=torch.float64).reshape(3, actions)
-
-
-@given(logits())
-def test_entropy_agrees_with_torch(policy):
-    # Near a corner the entropy is a small sum of terms that are of order 1e-16.
-    assert_close(
-        entropy(policy), Categorical(logits=policy).entropy(), atol=1e-12, rtol=1e-7
+def bonus(policy, coefficient=1.0):
+    """The loss of samples without advantage."""
+    actions = torch.zeros(policy.shape[:-1], dtype=torch.int64)
+    nothing = torch.zeros(policy.shape[:-1], dtype=policy.dtype)
+    return actor_loss(
+        new_logits=policy, actions=actions, advantages=nothing, coefficient=coefficient
     )
 
 
-@given(logits())
-def test_entropy_and_divergence_sum_to_the_log_of_the_number(policy):
-    total = entropy(policy) + divergence_from_uniform(policy)
-    expected = tensor(policy.shape[-1], dtype=torch.float64).log()
-    assert_close(total, expected.expand(3))
+@given(logits(3, 4), numbers(3, largest=50.0), st.floats(0, 5))
+def test_the_loss_agrees_with_torch(policy, advantages, coefficient):
+    torchs = Categorical(logits=policy)
+    expected = -advantages * torchs.log_prob(ACTIONS) - coefficient * torchs.entropy()
+    found = actor_loss(
+        new_logits=policy,
+        actions=ACTIONS,
+        advantages=advantages,
+        coefficient=coefficient,
+    )
+    assert_close(found, expected)
 
 
-@given(logits())
-def test_the_divergence_is_the_sum_over_actions(policy):
-    p, count = policy.softmax(-1), policy.shape[-1]
-    summed = sum(p[:, a] * (p[:, a] * count).log() for a in range(count))
-    assert_close(divergence_from_uniform(policy), summed, atol=1e-12, rtol=1e-7)
-
-
-@given(logits())
-def test_their_gradients_differ_in_sign_alone(policy):
-    bonus, penalty = (policy.clone().requires_grad_() for _ in "+-")
-    entropy(bonus).sum().backward()
-    divergence_from_uniform(penalty).sum().backward()
+@given(logits(3, 4, largest=10.0))
+def test_the_gradient_of_the_bonus_is_that_of_the_divergence_from_uniform(policy):
+    ours, theirs = (policy.clone().requires_grad_() for _ in range(2))
+    bonus(ours, 2.0).sum().backward()
+    kl = kl_divergence_logits(theirs, torch.zeros(3, 4, dtype=torch.float64))
+    (2 * kl).sum().backward()
     # Sums of terms of order 1 to 10 that cancel near a corner.
-    assert_close(bonus.grad, -penalty.grad, atol=1e-12, rtol=1e-7)
+    assert_close(ours.grad, theirs.grad, atol=1e-12, rtol=1e-7)
 
 
-@given(logits())
+@given(logits(3, 4, largest=10.0))
+def test_bonus_and_divergence_from_uniform_differ_by_the_log_of_the_number(policy):
+    kl = kl_divergence_logits(policy, torch.zeros(3, 4, dtype=torch.float64))
+    expected = tensor(4.0, dtype=torch.float64).log().expand(3)
+    assert_close(kl - bonus(policy), expected)
+
+
+@given(logits(3, 4))
 def test_a_sampled_entropy_has_no_gradient_on_average(policy):
     policy = policy.requires_grad_()
     log_p = policy.log_softmax(-1)
@@ -59,25 +64,35 @@ def test_a_sampled_entropy_has_no_gradient_on_average(policy):
     assert_close(policy.grad, torch.zeros_like(policy), atol=1e-14, rtol=0)
 
 
-@given(logits())
+@given(logits(3, 4))
 def test_a_masked_action_is_as_good_as_absent(policy):
     masked = torch.cat([policy, torch.full((3, 1), -inf)], -1).requires_grad_()
-    assert_close(entropy(masked), entropy(policy))
-    both = divergence_from_uniform(masked)
-    assert_close(both, divergence_from_uniform(policy))
-    (both + entropy(masked)).sum().backward()
+    assert_close(bonus(masked), bonus(policy))
+    bonus(masked).sum().backward()
     assert masked.grad.isfinite().all()
 
 
-def test_uniform_is_exactly_zero_away_and_certain_costs_the_log():
-    # Powers of two have exact logarithms of ratios.
-    assert divergence_from_uniform(torch.zeros(4)).abs() < 1e-7
-    certain = tensor([0.0, -inf, -inf])
-    assert entropy(certain) == 0
-    assert divergence_from_uniform(certain) == 0
+def test_the_advantages_get_no_gradient():
+    advantages = torch.ones(3, requires_grad=True)
+    policy = torch.zeros(3, 4, requires_grad=True)
+    actor_loss(
+        new_logits=policy, actions=ACTIONS, advantages=advantages, coefficient=0.1
+    ).sum().backward()
+    assert policy.grad is not None
+    assert advantages.grad is None
 
 
-def test_batches_and_float32():
-    value = entropy(torch.randn(4, 5, 3))
-    assert value.shape == (4, 5)
-    assert value.dtype == torch.float32
+def test_refuses_a_negative_coefficient():
+    with pytest.raises(ValueError, match="coefficient is -1"):
+        bonus(torch.zeros(1, 4), -1.0)
+
+
+@pytest.mark.parametrize("actions", [torch.zeros(3, 1).long(), torch.zeros(3)])
+def test_refuses_actions_that_are_no_index_per_state(actions):
+    with pytest.raises(ValueError, match="actions is"):
+        actor_loss(
+            new_logits=torch.zeros(3, 4),
+            actions=actions,
+            advantages=torch.zeros(3),
+            coefficient=0.1,
+        )

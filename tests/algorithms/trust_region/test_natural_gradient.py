@@ -3,41 +3,26 @@
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import tensor
 from torch.testing import assert_close
 
-from snippets.lab.mdp import (
-    advantages,
-    expected_return,
-    small_problem,
-    visitation,
-)
 from snippets.algorithms.trust_region.natural_gradient import (
+    fisher_kl,
     fisher_matrix,
     natural_step,
-    quadratic_divergence,
     softmax_scores,
 )
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.lab.mdp import advantages, expected_return, occupancy, small_problem
+from tests.strategies import logits
 
 PROBLEM = small_problem(torch.float64)
-
-
-@st.composite
-def logits(draw):
-    """Logits of a policy for the small problem, away from its corners."""
-    row = st.lists(st.floats(-2, 2), min_size=9, max_size=9)
-    return tensor(draw(row), dtype=torch.float64).reshape(3, 3)
+POLICIES = logits(3, 3, largest=2.0)
 
 
 def divergence(p, q, states):
-    """The mean KL(p || q) over states, summed over every action."""
-    p, q = p.log_softmax(-1), q.log_softmax(-1)
-    return sum(
-        states[s] * p[s, a].exp() * (p[s, a] - q[s, a])
-        for s in range(3)
-        for a in range(3)
-    )
+    """The mean KL(p || q) over states."""
+    return states @ kl_divergence_logits(p, q)
 
 
 def fisher(policy):
@@ -45,7 +30,7 @@ def fisher(policy):
     scores = torch.zeros(3, 3, 9, dtype=torch.float64)  # (states, actions, dims)
     for s, block in enumerate(softmax_scores(policy)):
         scores[s, :, 3 * s : 3 * s + 3] = block
-    probability = visitation(PROBLEM, policy.softmax(-1))[:, None] * policy.softmax(-1)
+    probability = occupancy(PROBLEM, policy.softmax(-1))[:, None] * policy.softmax(-1)
     return fisher_matrix(scores.reshape(9, 9), probability.reshape(9))
 
 
@@ -55,23 +40,23 @@ def gradient(policy):
     return policy.grad.reshape(9)
 
 
-@given(logits())
+@given(POLICIES)
 def test_scores_are_the_derivatives(policy):
     jacobian = torch.autograd.functional.jacobian(lambda x: x.log_softmax(-1), policy)
     each = torch.stack([jacobian[s, :, s] for s in range(3)])
     assert_close(softmax_scores(policy), each)
 
 
-@given(logits())
+@given(POLICIES)
 def test_scores_average_to_zero(policy):
     mean = (policy.softmax(-1)[..., None] * softmax_scores(policy)).sum(-2)
     # A sum of three numbers below 1.
     assert_close(mean, torch.zeros_like(mean), atol=1e-15, rtol=0)
 
 
-@given(logits())
+@given(POLICIES)
 def test_the_fisher_matrix_is_the_hessian_of_both_directions(policy):
-    states = visitation(PROBLEM, policy.softmax(-1))
+    states = occupancy(PROBLEM, policy.softmax(-1))
     flat = policy.reshape(9)
     for f in (
         lambda x: divergence(policy, x.reshape(3, 3), states),
@@ -81,24 +66,24 @@ def test_the_fisher_matrix_is_the_hessian_of_both_directions(policy):
         assert_close(hessian, fisher(policy), atol=1e-12, rtol=1e-9)
 
 
-@given(logits())
+@given(POLICIES)
 def test_the_divergence_of_no_step_has_no_gradient(policy):
-    states = visitation(PROBLEM, policy.softmax(-1))
+    states = occupancy(PROBLEM, policy.softmax(-1))
     new = policy.clone().requires_grad_()
     divergence(policy, new, states).backward()
     assert_close(new.grad, torch.zeros_like(new), atol=1e-15, rtol=0)
 
 
-@given(logits())
-def test_the_step_has_the_quadratic_divergence_that_was_asked_for(policy):
+@given(POLICIES)
+def test_the_step_has_the_fisher_kl_that_was_asked_for(policy):
     step = natural_step(gradient(policy), fisher(policy), 0.01)
-    spent = quadratic_divergence(fisher(policy), step)
+    spent = fisher_kl(fisher(policy), step)
     assert_close(spent, tensor(0.01, dtype=torch.float64))
 
 
-@given(logits())
+@given(POLICIES)
 def test_the_exact_divergence_approaches_the_quadratic_one(policy):
-    states = visitation(PROBLEM, policy.softmax(-1))
+    states = occupancy(PROBLEM, policy.softmax(-1))
     for delta in (1e-5, 1e-7):
         step = natural_step(gradient(policy), fisher(policy), delta).reshape(3, 3)
         error = (divergence(policy, policy + step, states) / delta - 1).abs()
@@ -107,18 +92,18 @@ def test_the_exact_divergence_approaches_the_quadratic_one(policy):
         assert error <= (step.amax(-1) - step.amin(-1)).max()
 
 
-@given(logits())
+@given(POLICIES)
 def test_no_other_step_of_the_same_length_gains_more(policy):
     g, matrix = gradient(policy), fisher(policy)
     best = natural_step(g, matrix, 0.01)
     torch.manual_seed(0)
     for other in torch.randn(20, 9, dtype=torch.float64):
-        other = other * (0.01 / quadratic_divergence(matrix, other)).sqrt()
+        other = other * (0.01 / fisher_kl(matrix, other)).sqrt()
         # Equality where `other` is parallel.
         assert g @ other <= g @ best * (1 + 1e-9)
 
 
-@given(logits())
+@given(POLICIES)
 def test_the_direction_is_the_advantage(policy):
     step = natural_step(gradient(policy), fisher(policy), 0.01).reshape(3, 3)
     gained = advantages(PROBLEM, policy.softmax(-1))
@@ -147,11 +132,67 @@ def test_scores_batch():
     assert_close(softmax_scores(batch)[3, 1], softmax_scores(batch[3, 1]))
 
 
+def direct_sum(scores, policy, states):
+    """Scores and weights of every state and action, with a block for each state."""
+    actions = policy.shape[-1]
+    blocks = [torch.block_diag(*scores[:, a, None]) for a in range(actions)]
+    weights = states[:, None] * policy
+    return torch.stack(blocks, 1).flatten(0, 1), weights.flatten()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(30))
+def test_rounding_where_there_is_no_curvature_changes_nothing(dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    policy = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    gained = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    noise = torch.randn(12, generator=generator, dtype=torch.float64)
+    states = tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    p = policy.softmax(-1)
+    gained = gained - (p * gained).sum(-1, keepdim=True)
+    matrix = fisher_matrix(*direct_sum(softmax_scores(policy), p, states))
+    g = (states[:, None] * p * gained).flatten()
+    rounded = g + torch.finfo(dtype).eps * g.abs().max() * noise
+    step = natural_step(rounded.to(dtype), matrix.to(dtype), 0.01).double()
+    # For a table of logits the direction is the advantage, up to one number per state.
+    exact = gained * (2 * 0.01 / (states[:, None] * p * gained**2).sum()).sqrt()
+    difference = step.reshape(3, 4) - exact
+    difference = difference - (p * difference).sum(-1, keepdim=True)
+    # The rounding, times the condition of the matrix (up to 1e4).
+    allowed = 1e4 * torch.finfo(dtype).eps * exact.abs().max()
+    assert difference.abs().max() < allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_that_is_all_rounding_gives_a_step_of_zero(dtype):
+    matrix = fisher(torch.randn(3, 3, dtype=torch.float64)).to(dtype)
+    # The same number for all logits of a state changes no probability.
+    nothing = tensor([1.0, 1, 1, 2, 2, 2, 3, 3, 3], dtype=dtype)
+    assert (natural_step(nothing, matrix, 0.01) == 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_the_step_has_its_length_at_any_scale(size, scale):
+    policy = tensor([[0.5, 0, -1], [0, 1, 0], [2, 0, 0]], dtype=torch.float64)
+    g, matrix = size * gradient(policy), scale * fisher(policy)
+    spent = fisher_kl(matrix, natural_step(g, matrix, 0.01))
+    assert_close(spent, tensor(0.01, dtype=torch.float64))
+
+
 def test_refuses_a_weight_too_few():
-    with pytest.raises(ValueError, match="weights 2"):
+    with pytest.raises(ValueError, match=r"scores is \[3\], weights is \[2\]"):
         fisher_matrix(torch.zeros(3, 9), torch.ones(2))
 
 
-def test_refuses_to_spend_nothing():
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (2,)])
+def test_refuses_a_matrix_of_another_size(shape):
+    with pytest.raises(ValueError, match="fisher is"):
+        fisher_kl(torch.zeros(shape), torch.zeros(2))
+    with pytest.raises(ValueError, match="fisher is"):
+        natural_step(torch.zeros(2), torch.zeros(shape), 0.01)
+
+
+def test_refuses_a_limit_of_zero():
     with pytest.raises(ValueError, match="delta is 0"):
         natural_step(torch.ones(2), torch.eye(2), 0)

@@ -1,92 +1,130 @@
-"""The clipped loss has no KL; the estimates beside it are those of KL(old || new)."""
+"""The clipped surrogate is the formula, and finite where the formula is."""
 
-import mpmath
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import tensor
+from torch import inf, tensor
 from torch.testing import assert_close
 
 from snippets.algorithms.trust_region.ppo_clip import (
-    clipped_loss,
-    signed_divergence,
-    step_divergence,
+    clip_fraction,
+    clipped_surrogate_loss,
 )
+from snippets.estimate.estimators import k1, k3
+from snippets.exact.categorical import kl_divergence_logits
+from tests.strategies import log_probs, numbers
+
+CLIPS = st.floats(0.01, 0.6)
 
 
-@st.composite
-def log_probs(draw):
-    """Log-probabilities of a policy for the small problem."""
-    row = st.lists(st.floats(-2, 2), min_size=9, max_size=9)
-    return tensor(draw(row), dtype=torch.float64).reshape(3, 3).log_softmax(-1)
+def loss_of(new, old, advantages, low=0.2, high=0.2):
+    return clipped_surrogate_loss(
+        new_log_probs=new,
+        old_log_probs=old,
+        advantages=advantages,
+        clip_low=low,
+        clip_high=high,
+    )
 
 
-def divergence(old, new):
-    """KL(old || new) of each state, summed over the actions."""
-    return sum(old[:, a].exp() * (old[:, a] - new[:, a]) for a in range(3))
-
-
-@given(log_probs(), log_probs())
-def test_both_estimates_have_the_divergence_as_their_mean(old, new):
-    for estimate in (step_divergence, signed_divergence):
-        mean = (old.exp() * estimate(old, new)).sum(-1)
-        assert_close(mean, divergence(old, new), atol=1e-12, rtol=1e-7)
-
-
-@given(log_probs(), log_probs())
-def test_samples_of_the_new_policy_give_another_number(old, new):
-    # Under new the mean of k3 is the chi-squared divergence less a KL.
-    p, q = old.exp(), new.exp()
-    mean = (q * step_divergence(old, new)).sum(-1)
-    chi = (q * q / p).sum(-1) - 1
-    assert_close(mean, chi - divergence(new, old), atol=1e-12, rtol=1e-7)
-
-
-@given(log_probs(), log_probs())
-def test_k3_is_never_negative(old, new):
-    # expm1(x) - x of doubles rounds to within one unit of expm1(x).
-    floor = -torch.finfo(torch.float64).eps * 10
-    assert (step_divergence(old, new) >= floor).all()
-
-
-@given(st.floats(-5, 5))
-def test_k3_agrees_with_thirty_digits(log_ratio):
-    zero = torch.zeros((), dtype=torch.float64)
-    got = step_divergence(zero, zero + log_ratio)
-    with mpmath.workdps(30):
-        exact = float(mpmath.expm1(log_ratio) - mpmath.mpf(log_ratio))
-    # The last subtraction rounds relative to its operands.
-    assert abs(got - exact) <= 2e-16 * max(1, abs(exact)) * 10
-
-
-def test_the_naive_form_is_off_by_a_twentieth_in_single_precision():
-    x = torch.linspace(0.9e-3, 1.1e-3, 999)
-    exact = torch.expm1(x.double()) - x.double()
-    naive = ((x.exp() - 1) - x).double()
-    ours = step_divergence(torch.zeros(999), x).double()
-    assert ((naive - exact).abs() / exact).max() > 0.05
-    assert ((ours - exact).abs() / exact).max() < 1e-3
-
-
-@given(log_probs(), log_probs(), st.floats(0.05, 0.5))
-def test_the_loss_is_the_pessimistic_one(old, new, clip):
-    gained = tensor([[1.0, -1.0, 0.5]], dtype=torch.float64)
+@given(log_probs(3, 3), log_probs(3, 3), numbers(3, 3, largest=100.0), CLIPS, CLIPS)
+def test_the_loss_is_the_formula(new, old, advantages, low, high):
     ratio = (new - old).exp()
-    loss = clipped_loss(old, new, gained.expand(3, 3), clip)
-    assert (loss >= -ratio * gained - 1e-15).all()
-    inside = (ratio - 1).abs() < clip
-    assert_close(loss[inside], (-ratio * gained)[inside])
+    clipped = ratio.clamp(1 - low, 1 + high)
+    expected = -torch.minimum(ratio * advantages, clipped * advantages)
+    assert_close(loss_of(new, old, advantages, low, high), expected)
+
+
+@given(log_probs(3, 3), log_probs(3, 3), numbers(3, 3, largest=100.0))
+def test_the_gradient_is_that_of_the_formula(new, old, advantages):
+    ours, theirs = (new.clone().requires_grad_() for _ in range(2))
+    loss_of(ours, old, advantages).sum().backward()
+    ratio = (theirs - old).exp()
+    clipped = ratio.clamp(0.8, 1.2)
+    torch.minimum(ratio * advantages, clipped * advantages).sum().neg().backward()
+    assert_close(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "flows"),
-    [(1.3, 1.0, False), (1.3, -1.0, True), (0.7, 1.0, True), (0.7, -1.0, False)],
+    [(1.3, 5.0, False), (1.3, -5.0, True), (0.7, 5.0, True), (0.7, -5.0, False)],
 )
 def test_only_the_side_the_advantage_asks_for_is_clipped(ratio, advantage, flows):
-    new = tensor(ratio).log().requires_grad_()
-    clipped_loss(torch.zeros(()), new, tensor(advantage), 0.2).backward()
+    new = tensor([ratio]).log().requires_grad_()
+    loss_of(new, torch.zeros(1), tensor([advantage])).sum().backward()
     assert (new.grad != 0) == flows
+
+
+def test_the_two_clips_are_not_mixed_up():
+    new, old = tensor([2.0, 0.1]).log(), torch.zeros(2)
+    loss = loss_of(new, old, tensor([10.0, -10.0]), low=0.3, high=0.5)
+    assert_close(loss, tensor([-15.0, 7.0]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "drift"),
+    [(torch.float32, 90.0), (torch.float16, 12.0), (torch.bfloat16, 90.0)],
+)
+def test_a_drifted_sample_of_positive_advantage_is_clipped_and_finite(dtype, drift):
+    new = tensor([drift, 0.0], dtype=dtype, requires_grad=True)
+    loss = loss_of(new, torch.zeros(2, dtype=dtype), torch.ones(2, dtype=dtype))
+    loss.sum().backward()
+    assert_close(loss.float(), tensor([-1.2, -1.0]), rtol=1e-2, atol=0)  # one rounding
+    assert new.grad.tolist() == [0.0, -1.0]
+
+
+def test_a_drifted_sample_of_negative_advantage_grows_as_the_formula_says():
+    new = tensor([30.0, 90.0], requires_grad=True)
+    loss = loss_of(new, torch.zeros(2), tensor([-1.0, -1.0]))
+    assert_close(loss[0].item(), math.exp(30.0), rtol=1e-5, atol=0)  # exp of a float32
+    assert loss[1] == inf
+
+
+def test_an_advantage_of_zero_is_no_loss_however_far_the_sample_drifted():
+    new = tensor([90.0, -90.0], requires_grad=True)
+    loss = loss_of(new, torch.zeros(2), torch.zeros(2))
+    loss.sum().backward()
+    assert (loss == 0).all()
+    assert (new.grad == 0).all()
+
+
+def test_neither_the_old_policy_nor_the_advantage_gets_a_gradient():
+    new, old, advantages = (torch.ones(2, requires_grad=True) for _ in range(3))
+    loss_of(new, old, advantages).sum().backward()
+    assert new.grad is not None
+    assert old.grad is None
+    assert advantages.grad is None
+
+
+@given(log_probs(2, 5), log_probs(2, 5), CLIPS, CLIPS)
+def test_the_fraction_counts_the_ratios_outside(new, old, low, high):
+    ratio = (new - old).exp()
+    counted = [[not 1 - low <= x <= 1 + high for x in row] for row in ratio.tolist()]
+    expected = tensor([sum(row) / 5 for row in counted], dtype=torch.float64)
+    found = clip_fraction(
+        new_log_probs=new, old_log_probs=old, clip_low=low, clip_high=high
+    )
+    assert_close(found, expected)
+
+
+@given(log_probs(3, 3), log_probs(3, 3))
+def test_k3_and_k1_of_samples_of_old_have_the_divergence_as_their_mean(old, new):
+    for estimate in (k3, k1):
+        mean = (old.exp() * estimate(old, new)).sum(-1)
+        # Sums of terms of order 1 in which much cancels.
+        assert_close(mean, kl_divergence_logits(old, new), atol=1e-12, rtol=1e-7)
+
+
+@given(log_probs(3, 3), log_probs(3, 3))
+def test_samples_of_the_new_policy_give_another_number(old, new):
+    # Under new the mean of k3 is the chi-squared divergence less a KL.
+    p, q = old.exp(), new.exp()
+    mean = (q * k3(old, new)).sum(-1)
+    chi = (q * q / p).sum(-1) - 1
+    assert_close(mean, chi - kl_divergence_logits(new, old), atol=1e-11, rtol=1e-7)
 
 
 def test_a_clipped_batch_can_be_as_far_away_as_it_likes():
@@ -96,17 +134,30 @@ def test_a_clipped_batch_can_be_as_far_away_as_it_likes():
         new = torch.stack([old[0] * 1.1, 1 - rare - old[0] * 1.1, tensor(rare)])
         sampled = (new / old)[:2]
         assert ((sampled - 1).abs() < 0.2).all()
-        per_state = (old * (old / new).log()).sum()
-        assert per_state > -0.1 * tensor(rare).log() - 0.4
+        kl = kl_divergence_logits(old.log(), new.log())
+        assert kl > -0.1 * tensor(rare).log() - 0.4
 
 
-def test_identical_policies_give_exactly_zero():
-    same = torch.randn(7)
-    assert (step_divergence(same, same) == 0).all()
-    assert (signed_divergence(same, same) == 0).all()
+@pytest.mark.parametrize(
+    ("low", "high", "name"),
+    [
+        (0.0, 0.2, "clip_low"),
+        (1.0, 0.2, "clip_low"),
+        (-0.2, 0.2, "clip_low"),
+        (0.2, 0.0, "clip_high"),
+        (0.2, float("nan"), "clip_high"),
+    ],
+)
+def test_refuses_a_clip_outside_its_range(low, high, name):
+    zero = torch.zeros(1)
+    with pytest.raises(ValueError, match=name):
+        loss_of(zero, zero, zero, low, high)
+    with pytest.raises(ValueError, match=name):
+        clip_fraction(
+            new_log_probs=zero, old_log_probs=zero, clip_low=low, clip_high=high
+        )
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0, -0.2])
-def test_refuses_a_clip_outside_its_range(clip):
-    with pytest.raises(ValueError, match="clip is"):
-        clipped_loss(torch.zeros(1), torch.zeros(1), torch.zeros(1), clip)
+def test_refuses_a_row_of_advantages_beside_a_column():
+    with pytest.raises(ValueError, match="advantages is"):
+        loss_of(torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4))
