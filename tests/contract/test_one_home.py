@@ -124,3 +124,27 @@ def test_algorithms_are_not_imported_by_what_they_stand_on():
             assert not any(
                 m.startswith("snippets.algorithms") for m in imports(file)
             ), file
+
+
+def test_a_function_is_read_in_one_look():
+    for file in FILES:
+        lines = file.read_text("utf-8").splitlines()
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            first = node.body[1:2] if ast.get_docstring(node) else node.body[:1]
+            if first:
+                shown = lines[first[0].lineno - 1 : node.end_lineno]
+                code = [
+                    x for x in shown if x.strip() and not x.lstrip().startswith("#")
+                ]
+                assert len(code) <= 20, f"{file.relative_to(ROOT)}:{node.name}"
+
+
+def test_nothing_mends_a_result():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"nan_to_num", "nan_to_num_"}, file
+            if isinstance(node, ast.arg):
+                assert node.arg not in {"eps", "epsilon_", "tiny"}, file
