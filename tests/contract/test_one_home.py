@@ -38,7 +38,7 @@ def body(function):
         statements[0].value, ast.Constant
     ):
         statements = statements[1:]
-    return [s for s in statements if not is_check(s)]
+    return [s for s in statements if not is_check(s)] or statements
 
 
 def is_check(statement):
