@@ -63,6 +63,24 @@ def check_mask(mask: Tensor, **tensors: Tensor) -> None:
         check_floating(**{name: x})
 
 
+def check_rows(mask: Tensor, **tensors: Tensor) -> None:
+    """Refuse tensors that do not have one number for each sequence of a mask.
+
+    Args:
+        mask: True where a token counts, `(*batch, time)`; checked elsewhere.
+        tensors: One number per sequence, by the name that the error shows.
+
+    Raises:
+        ValueError: If a tensor has another shape or is not floating point; the
+            message names it.
+    """
+    for name, x in tensors.items():
+        if x.shape != mask.shape[:-1]:
+            wanted = f"not {[*mask.shape[:-1]]}, one per sequence"
+            raise ValueError(f"{name} is {[*x.shape]}, {wanted}")
+        check_floating(**{name: x})
+
+
 def check_positive(**numbers: float | Tensor) -> None:
     """Refuse a number that is not positive. A tensor's value is not looked at.
 

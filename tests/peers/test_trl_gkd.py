@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from snippets.algorithms.language_models.distillation import (
-    forward_divergence,
+    forward_kl,
     generalised_jensen_shannon,
 )
 from snippets.estimate.sequences import token_mean
@@ -30,6 +30,16 @@ BATCH = torch.randn(
 LABELS = torch.tensor([[1, 2, 3, 0], [4, -100, -100, -100]])  # -100 is padding
 
 
+def forward(teacher, student, temperature=1.0):
+    both = {"teacher_logits": teacher, "student_logits": student}
+    return forward_kl(**both, temperature=temperature)
+
+
+def gkd(teacher, student, beta):
+    both = {"teacher_logits": teacher, "student_logits": student}
+    return generalised_jensen_shannon(**both, beta=beta)
+
+
 def loss(beta):
     found = GKDTrainer.generalized_jsd_loss(
         STUDENT[None], TEACHER[None], beta=beta, reduction="none"
@@ -39,18 +49,18 @@ def loss(beta):
 
 @pytest.mark.parametrize("beta", [1e-4, 0.5, 0.9999])
 def test_between_the_ends_it_is_the_divergence_to_the_mixture(beta):
-    assert_close(loss(beta), generalised_jensen_shannon(TEACHER, STUDENT, beta))
+    assert_close(loss(beta), gkd(TEACHER, STUDENT, beta))
 
 
 def test_at_the_ends_it_is_a_divergence_of_another_size():
-    assert_close(loss(0.0), forward_divergence(TEACHER, STUDENT, 1.0))
-    assert_close(loss(1.0), forward_divergence(STUDENT, TEACHER, 1.0))
+    assert_close(loss(0.0), forward(TEACHER, STUDENT))
+    assert_close(loss(1.0), forward(STUDENT, TEACHER))
     for end, near in ((0.0, 1e-4), (1.0, 0.9999)):
         assert loss(end) > 1000 * loss(near)
 
 
 def test_its_share_is_the_teachers():
-    assert_close(loss(0.1), generalised_jensen_shannon(TEACHER, STUDENT, 0.1))
+    assert_close(loss(0.1), gkd(TEACHER, STUDENT, 0.1))
     assert not torch.isclose(loss(0.1), loss(0.9), rtol=0.05)
 
 
@@ -60,29 +70,29 @@ def test_its_gradient_is_ours(beta):
     theirs = GKDTrainer.generalized_jsd_loss(
         student, teacher, beta=beta, reduction="sum"
     )
-    ours = generalised_jensen_shannon(teacher, student, beta).sum()
+    ours = gkd(teacher, student, beta).sum()
     assert_close(*(torch.autograd.grad(x, student)[0] for x in (theirs, ours)))
 
 
 def test_with_labels_a_batch_is_the_mean_over_tokens():
     teacher, student = BATCH
     found = GKDTrainer.generalized_jsd_loss(student, teacher, LABELS)
-    each = generalised_jensen_shannon(teacher, student, 0.5)
+    each = gkd(teacher, student, 0.5)
     assert_close(found, token_mean(each, LABELS != -100))
 
 
 def test_without_labels_it_is_too_large_by_the_length():
     teacher, student = BATCH
     found = GKDTrainer.generalized_jsd_loss(student, teacher)
-    each = generalised_jensen_shannon(teacher, student, 0.5)
+    each = gkd(teacher, student, 0.5)
     assert_close(found, each.mean() * BATCH.shape[2])
 
 
 def test_in_float32_it_has_fewer_digits_near_the_ends():
     generator = torch.Generator().manual_seed(0)
     pair = 0.3 * torch.randn(2, 1, 8, generator=generator)
-    exact = generalised_jensen_shannon(*pair.double(), 1e-4)
-    ours = generalised_jensen_shannon(*pair, 1e-4).double()
+    exact = gkd(*pair.double(), 1e-4)
+    ours = gkd(*pair, 1e-4).double()
     theirs = GKDTrainer.generalized_jsd_loss(
         pair[1][None], pair[0][None], beta=1e-4, reduction="sum"
     ).double()
@@ -94,7 +104,7 @@ def test_its_temperature_has_no_square():
     found = GKDTrainer.generalized_jsd_loss(
         STUDENT[None], TEACHER[None], beta=0.0, temperature=2.0, reduction="sum"
     )
-    assert_close(4 * found, forward_divergence(TEACHER, STUDENT, 2.0)[0])
+    assert_close(4 * found, forward(TEACHER, STUDENT, 2.0)[0])
 
 
 def test_its_trainer_uses_the_temperature_to_sample_only():
@@ -110,7 +120,7 @@ def test_its_trainer_uses_the_temperature_to_sample_only():
     found = GKDTrainer.compute_loss(trainer, model, inputs)
     at_one, at_its_own = (
         token_mean(
-            generalised_jensen_shannon(*BATCH[:, :, :-1] / t, 0.5),
+            gkd(*BATCH[:, :, :-1] / t, 0.5),
             LABELS[:, 1:] != -100,
         )
         for t in (1.0, 0.9)
@@ -136,9 +146,9 @@ def test_the_stable_trainer_softens_both_and_has_no_factor(beta):
     )
     soft = BATCH / 2.0
     each = {
-        0.0: lambda: forward_divergence(*soft, 1.0),
-        0.3: lambda: generalised_jensen_shannon(*soft, 0.3),
-        1.0: lambda: forward_divergence(soft[1], soft[0], 1.0),
+        0.0: lambda: forward(*soft),
+        0.3: lambda: gkd(*soft, 0.3),
+        1.0: lambda: forward(soft[1], soft[0]),
     }[beta]()
     # It works in float32.
     assert_close(found.double(), token_mean(each, mask), rtol=1e-5, atol=1e-7)

@@ -11,15 +11,19 @@ from torch.testing import assert_close
 
 from snippets.algorithms.language_models.grpo import (
     centred_advantages,
-    clipped_gain,
     clipped_losses,
-    corrected_divergence,
     group_advantages,
-    grpo_divergence,
-    sequence_ratio,
+    grpo_kl,
+    mean_log_ratio,
+    sequence_clipped_losses,
+    unbiased_kl,
 )
 from snippets.estimate.gradients import weighted_k3_loss
-from snippets.estimate.sequences import mean_of_means, mean_of_sums, token_mean
+from snippets.estimate.sequences import (
+    seq_mean_token_mean,
+    seq_mean_token_sum,
+    token_mean,
+)
 
 pytest.importorskip("trl", minversion="1.16")
 from trl import GRPOConfig, GRPOTrainer
@@ -27,12 +31,12 @@ from trl.trainer.utils import nanstd
 
 MASK = torch.arange(5) < torch.tensor([[2], [5], [3], [4]])
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
-ADVANTAGES = group_advantages(REWARDS)
+ADVANTAGES = group_advantages(REWARDS[None])[0]
 
 
 @pytest.fixture
 def log_probs():
-    """New, old and ref for four answers; steps large enough to be clipped."""
+    """New, old and ref for four completions; steps large enough to be clipped."""
     generator = torch.Generator().manual_seed(0)
     new, old, ref = -torch.rand(3, 4, 5, dtype=torch.float64, generator=generator)
     return new.requires_grad_(), old, ref
@@ -96,50 +100,54 @@ def assert_same(found, expected, new):
     assert slopes[0].abs().max() > 0.01
 
 
+def ours(log_probs, *policies):
+    """The log-probabilities of some of the policies by name, and the mask."""
+    named = dict(zip(("new", "old", "ref"), log_probs, strict=True))
+    return {f"{x}_log_probs": named[x] for x in policies} | {"mask": MASK}
+
+
+def surrogate(log_probs, low=0.2, high=0.2, losses=clipped_losses):
+    tokens = ours(log_probs, "new", "old")
+    return losses(**tokens, advantages=ADVANTAGES, clip_low=low, clip_high=high)
+
+
 def test_grpo_is_the_clipped_loss_and_k3(log_probs):
-    new, old, ref = log_probs
-    tokens = clipped_losses(old, new, ADVANTAGES, MASK, 0.2, 0.2)
-    tokens = tokens + 0.04 * grpo_divergence(new, ref, MASK)
-    found = trl_loss(log_probs, 0.04, corrected=False)
-    assert_same(found, mean_of_means(tokens, MASK), new)
+    kl = grpo_kl(**ours(log_probs, "new", "ref"))
+    expected = seq_mean_token_mean(surrogate(log_probs) + 0.04 * kl, MASK)
+    assert_same(trl_loss(log_probs, 0.04, corrected=False), expected, log_probs[0])
 
 
 def test_deepseek_is_the_clipped_loss_and_the_weighted_k3(log_probs):
-    new, old, ref = log_probs
-    tokens = clipped_losses(old, new, ADVANTAGES, MASK, 0.2, 0.2)
-    tokens = tokens + 0.04 * corrected_divergence(new, old, ref, MASK)
-    found = trl_loss(log_probs, 0.04, corrected=True)
-    assert_same(found, mean_of_means(tokens, MASK), new)
+    kl = unbiased_kl(**ours(log_probs, "new", "old", "ref"))
+    expected = seq_mean_token_mean(surrogate(log_probs) + 0.04 * kl, MASK)
+    assert_same(trl_loss(log_probs, 0.04, corrected=True), expected, log_probs[0])
 
 
 def test_dapo_is_the_clipped_loss_over_all_tokens(log_probs):
-    new, old, _ = log_probs
-    tokens = clipped_losses(old, new, ADVANTAGES, MASK, 0.2, 0.28)
+    expected = token_mean(surrogate(log_probs, 0.2, 0.28), MASK)
     found = trl_loss(log_probs, 0.0, corrected=True, kind="dapo", clip=(0.2, 0.28))
-    assert_same(found, token_mean(tokens, MASK), new)
+    assert_same(found, expected, log_probs[0])
 
 
 def test_dr_grpo_is_the_clipped_loss_over_a_constant(log_probs):
-    new, old, _ = log_probs
-    tokens = clipped_losses(old, new, ADVANTAGES, MASK, 0.2, 0.2)
+    expected = seq_mean_token_sum(surrogate(log_probs), MASK) / 7  # the longest allowed
     found = trl_loss(log_probs, 0.0, corrected=True, kind="dr_grpo")
-    assert_same(found, mean_of_sums(tokens, MASK) / 7, new)  # max_completion_length
+    assert_same(found, expected, log_probs[0])
 
 
-def test_gspo_clips_the_ratio_of_the_answer(log_probs):
-    new, old, _ = log_probs
-    gain = clipped_gain(sequence_ratio(old, new, MASK), ADVANTAGES, 0.2, 0.3)
+def test_gspo_clips_the_ratio_of_the_completion(log_probs):
+    expected = surrogate(log_probs, 0.2, 0.3, sequence_clipped_losses).mean()
     found = trl_loss(log_probs, 0.0, corrected=True, level="sequence", clip=(0.2, 0.3))
-    assert_same(found, -gain.mean(), new)
+    assert_same(found, expected, log_probs[0])
 
 
-def test_with_ratios_of_answers_the_kl_has_the_weight_of_the_answer(log_probs):
-    new, old, ref = log_probs
-    ratio = sequence_ratio(old, new, MASK)
-    kl = mean_of_means(ratio[:, None] * grpo_divergence(new, ref, MASK), MASK)
-    gain = clipped_gain(ratio, ADVANTAGES, 0.2, 0.3)
+def test_with_ratios_of_completions_the_kl_has_that_weight(log_probs):
+    ratio = mean_log_ratio(**ours(log_probs, "new", "old")).exp()
+    kl = ratio[:, None] * grpo_kl(**ours(log_probs, "new", "ref"))
+    expected = 0.5 * seq_mean_token_mean(kl, MASK)
+    expected = expected + surrogate(log_probs, 0.2, 0.3, sequence_clipped_losses).mean()
     found = trl_loss(log_probs, 0.5, corrected=True, level="sequence", clip=(0.2, 0.3))
-    assert_same(found, 0.5 * kl - gain.mean(), new)
+    assert_same(found, expected, log_probs[0])
 
 
 def test_the_form_of_k3_loses_its_digits_near_zero():
@@ -147,14 +155,16 @@ def test_the_form_of_k3_loses_its_digits_near_zero():
     new = torch.zeros(MASK.shape, requires_grad=True)
     tokens = new, new.detach(), x
     found = trl_loss(tokens, 1.0, True, kind="dapo", advantages=torch.zeros(4))
-    exact = token_mean(weighted_k3_loss(*tokens), MASK)
+    named = dict(zip(("new", "old", "ref"), tokens, strict=True))
+    named = {f"{name}_log_probs": x for name, x in named.items()}
+    exact = token_mean(weighted_k3_loss(**named), MASK)
     assert (found - exact).abs() > 0.05 * exact
 
 
 def test_the_standard_deviation_is_that_of_a_sample_and_a_constant_is_added():
     source = inspect.getsource(GRPOTrainer)
     assert "advantages = advantages / (std_rewards + 1e-4)" in source
-    found = centred_advantages(REWARDS) / (nanstd(REWARDS) + 1e-4)
+    found = centred_advantages(REWARDS[None])[0] / (nanstd(REWARDS) + 1e-4)
     assert_close(found, ADVANTAGES, rtol=2e-4, atol=0)  # 1e-4 over a half
 
 

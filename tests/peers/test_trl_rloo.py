@@ -19,10 +19,10 @@ from trl import RLOOConfig, RLOOTrainer
 
 BETA = 0.3
 PROMPTS = ["a b", "c d e"]
-ANSWERS = 4  # to each prompt
+SAMPLES = 4  # completions of each prompt
 
 
-def test_the_price_and_the_number_of_answers():
+def test_the_coefficient_and_the_number_of_completions():
     defaults = {field.name: field.default for field in fields(RLOOConfig)}
     assert defaults["beta"] == 0.05
     assert defaults["num_generations"] == 2
@@ -30,8 +30,8 @@ def test_the_price_and_the_number_of_answers():
 
 
 def length(completions, **_):
-    """A score for each answer: how many characters it has."""
-    return [float(len(answer)) for answer in completions]
+    """A score for each completion: how many characters it has."""
+    return [float(len(text)) for text in completions]
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def trainer(tmp_path):
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     settings = RLOOConfig(
-        output_dir=str(tmp_path), beta=BETA, num_generations=ANSWERS,
-        per_device_train_batch_size=len(PROMPTS) * ANSWERS, max_completion_length=5,
+        output_dir=str(tmp_path), beta=BETA, num_generations=SAMPLES,
+        per_device_train_batch_size=len(PROMPTS) * SAMPLES, max_completion_length=5,
         use_cpu=True, bf16=False, gradient_checkpointing=None, report_to="none",
     )  # fmt: skip
     data = Dataset.from_dict({"prompt": PROMPTS})
@@ -75,14 +75,16 @@ def test_the_summed_k1_is_subtracted_before_the_baseline(trainer, monkeypatch):
 
     monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", remember)
     found = trainer._generate_and_score_completions(
-        [{"prompt": text} for text in PROMPTS for _ in range(ANSWERS)]
+        [{"prompt": text} for text in PROMPTS for _ in range(SAMPLES)]
     )
     (old, *_), (ref, *_) = seen  # the policy that sampled is asked first
     mask = found["completion_mask"].bool()
-    assert not mask.all(), "no answer is shorter than another"
+    assert not mask.all(), "no completion is shorter than another"
     scores = torch.tensor(trainer._logs["rewards"]["length"])
-    rewards = penalised_scores(scores, old, ref, mask, BETA)
-    advantages = leave_one_out(rewards.reshape(len(PROMPTS), ANSWERS)).flatten()
+    rewards = penalised_scores(
+        scores=scores, old_log_probs=old, ref_log_probs=ref, mask=mask, beta=BETA
+    )
+    advantages = leave_one_out(rewards.reshape(len(PROMPTS), SAMPLES)).flatten()
     assert_close(found["advantages"], advantages)
     assert not found["advantages"].requires_grad
     # What it logs as "kl" has another unit than what it subtracts: nats per token.

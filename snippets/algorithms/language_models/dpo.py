@@ -7,156 +7,209 @@ Ethayarajh et al., arXiv:2402.01306 (KTO); Wang et al., arXiv:2309.16240 (f-DPO)
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from snippets.estimate.sequences import sequence_log_prob
+from snippets.foundations.contract import (
+    check_floating,
+    check_mask,
+    check_positive,
+    check_tensors,
+    widen,
+)
 
 
-def answer_log_ratio(
-    new_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor
+def completion_log_ratio(
+    *, new_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor
 ) -> Tensor:
-    """Log new / ref of whole answers in nats: sums over tokens, and no means.
+    """Log new / ref of whole completions in nats: sums over tokens, and no means.
 
-    What stands under the mask is not read. An empty answer has log-ratio 0.
+    What stands under the mask is not read. An empty completion has log-ratio 0. Half
+    precision is computed in float32 and rounded once.
 
     Args:
         new_log_probs: Log-probability of each token under the policy that trains,
             `(*batch, time)`.
-        ref_log_probs: The same under the reference, likewise; gets no gradient.
-        mask: True where a token belongs to the answer, likewise.
+        ref_log_probs: Log-probability of each token under the reference,
+            `(*batch, time)`; gets no gradient.
+        mask: True where a token belongs to the completion, `(*batch, time)`.
 
     Returns:
-        One log-ratio per answer, `(*batch)`.
+        One log-ratio per completion, `(*batch)`.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If the mask is not boolean, or a tensor is an integer one or has
+            another shape.
     """
-    new = sequence_log_prob(new_log_probs, mask)
-    return new - sequence_log_prob(ref_log_probs.detach(), mask)
+    check_mask(mask, new_log_probs=new_log_probs, ref_log_probs=ref_log_probs)
+    dtype, (new, ref) = widen(new_log_probs, ref_log_probs)
+    return sequence_log_prob(new - ref.detach(), mask).to(dtype)
 
 
-def _check(beta: float) -> None:
-    """Raise unless the price of a nat is positive."""
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}, not positive")
+def dpo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Minus the log-probability that the chosen completion wins, in nats per pair.
 
-
-def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """Minus the log-probability that the chosen answer wins, in nats per pair.
-
-    beta times a log-ratio is the answer's reward, up to a constant of the prompt.
+    beta times a log-ratio is the completion's reward, up to a constant of the prompt.
+    Half precision is computed in float32 and rounded once.
 
     Args:
-        chosen: Log-ratio to the reference of the answer that won, `(*batch)`.
-        rejected: That of the other answer, likewise.
-        beta: The reward that a nat is worth.
+        chosen: Log-ratio new / ref of the completion that won, `(*batch)`.
+        rejected: Log-ratio new / ref of the completion that lost, `(*batch)`.
+        beta: The KL coefficient: how much reward a nat is worth.
 
     Returns:
         One loss per pair, `(*batch)`, log 2 for a policy that is the reference. It
-        has no minimum where one answer always wins.
+        has no minimum where one completion always wins.
 
     Raises:
-        ValueError: If beta is not positive.
+        ValueError: If beta is not positive, the shapes differ, or one is an integer
+            tensor.
     """
-    _check(beta)
-    return -logsigmoid(beta * (chosen - rejected))
+    check_positive(beta=beta)
+    check_tensors(chosen=chosen, rejected=rejected)
+    dtype, (chosen, rejected) = widen(chosen, rejected)
+    return -logsigmoid(beta * (chosen - rejected)).to(dtype)
 
 
-def ipo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+def ipo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """The squared distance in nats of the gap of log-ratios from 1 / (2 beta).
 
+    Half precision is computed in float32 and rounded once.
+
     Args:
-        chosen: Log-ratio to the reference of the answer that won, `(*batch)`.
-        rejected: That of the other answer, likewise.
-        beta: The price of a nat; the paper's tau.
+        chosen: Log-ratio new / ref of the completion that won, `(*batch)`.
+        rejected: Log-ratio new / ref of the completion that lost, `(*batch)`.
+        beta: The KL coefficient; the paper's tau.
 
     Returns:
         One loss per pair, `(*batch)`, in squared nats, least at a finite gap.
 
     Raises:
-        ValueError: If beta is not positive.
+        ValueError: If beta is not positive, the shapes differ, or one is an integer
+            tensor.
     """
-    _check(beta)
-    return (chosen - rejected - 1 / (2 * beta)).square()
+    check_positive(beta=beta)
+    check_tensors(chosen=chosen, rejected=rejected)
+    dtype, (chosen, rejected) = widen(chosen, rejected)
+    return (chosen - rejected - 1 / (2 * beta)).square().to(dtype)
 
 
 def kto_reference_point(mismatched: Tensor) -> Tensor:
-    """The mean log-ratio of answers to other prompts, at least 0: a constant in nats.
+    """The mean log-ratio of completions of other prompts, at least 0, in nats.
 
-    No estimate of KL(new || ref): the answers are not drawn from new. The lower limit
-    is the paper's, and part of the definition.
+    A constant. No estimate of KL(new || ref): the completions are not drawn from new.
+    The lower limit is the paper's, and part of the definition. Half precision is
+    computed in float32 and rounded once.
 
     Args:
-        mismatched: Log-ratio to the reference of each prompt's wrong answer, `(batch)`.
+        mismatched: Log-ratio new / ref of a completion of another prompt, one for
+            each prompt, `(prompts)`.
 
     Returns:
-        A scalar without a gradient.
+        A scalar without a gradient, `nan` for no prompts.
+
+    Raises:
+        ValueError: If the log-ratios are integers.
     """
-    return mismatched.detach().mean().clamp(min=0)
+    check_floating(mismatched=mismatched)
+    dtype, (log_ratios,) = widen(mismatched.detach())
+    return log_ratios.mean().clamp(min=0).to(dtype)
 
 
 def kto_loss(
-    log_ratio: Tensor, point: Tensor, desirable: Tensor, beta: float
+    *, log_ratios: Tensor, reference_point: Tensor, desirable: Tensor, beta: float
 ) -> Tensor:
-    """One minus the value of an answer, judged against the reference point.
+    """One minus the value of a completion, judged against the reference point.
 
-    Good and bad answers count the same: the paper's two weights are 1.
+    Without unit, between 0 and 1. Good and bad completions count the same: the paper's
+    two weights are 1. Half precision is computed in float32 and rounded once.
 
     Args:
-        log_ratio: Log-ratio to the reference, `(*batch)`.
-        point: The reference point, a scalar.
-        desirable: True where the answer is a good one, `(*batch)`.
+        log_ratios: Log-ratio new / ref of each completion, `(*batch)`.
+        reference_point: What `kto_reference_point` gives, a scalar, `()`.
+        desirable: True where the completion is a good one, `(*batch)`.
         beta: How fast the value saturates.
 
     Returns:
-        One loss per answer, `(*batch)`, between 0 and 1.
+        One loss per completion, `(*batch)`.
 
     Raises:
-        ValueError: If beta is not positive.
+        ValueError: If beta is not positive, the reference point is no scalar,
+            `desirable` is not boolean or has another shape, or one of the others is an
+            integer tensor.
     """
-    _check(beta)
-    gain = (log_ratio - point).where(desirable, point - log_ratio)
-    return 1 - (beta * gain).sigmoid()
+    check_positive(beta=beta)
+    check_floating(log_ratios=log_ratios, reference_point=reference_point)
+    if reference_point.ndim:
+        raise ValueError(f"reference_point is {[*reference_point.shape]}, no scalar")
+    if desirable.dtype != torch.bool or desirable.shape != log_ratios.shape:
+        given = f"desirable is {desirable.dtype} {[*desirable.shape]}"
+        raise ValueError(f"{given}, not boolean {[*log_ratios.shape]}")
+    dtype, (log_ratios, point) = widen(log_ratios, reference_point)
+    above = log_ratios - point
+    return (-beta * above.where(desirable, -above)).sigmoid().to(dtype)
 
 
-def forward_link(log_ratio: Tensor) -> Tensor:
-    """Minus ref / new, the slope of KL(ref || new) in new, for f-DPO.
+def alpha_link(log_ratios: Tensor, alpha: float) -> Tensor:
+    """What f-DPO has for the log-ratio, with the alpha-divergence: its f'.
 
-    It overflows where an answer has become `exp(88)` times rarer in float32, and then
-    the loss of a pair has a gradient of `nan`.
+    It is (1 - u^-alpha) / alpha, with u = new / ref, and has no unit. At alpha = 1 it
+    is that of KL(ref || new), 1 - ref / new; as alpha goes to 0 it goes to the
+    log-ratio, as in DPO. It overflows to `-inf` where a completion has become
+    `exp(88 / alpha)` times rarer in float32. Half precision is computed in float32
+    and rounded once.
 
     Args:
-        log_ratio: log new / ref of an answer, `(*batch)`.
+        log_ratios: Log-ratio new / ref of each completion, `(*batch)`.
+        alpha: Above 0, and at most 1 in the paper. TRL's coefficient is 1 - alpha.
 
     Returns:
         What replaces the log-ratio in the loss, `(*batch)`.
+
+    Raises:
+        ValueError: If alpha is not positive, or the log-ratios are integers.
     """
-    return -(-log_ratio).exp()
+    check_positive(alpha=alpha)
+    check_floating(log_ratios=log_ratios)
+    dtype, (log_ratios,) = widen(log_ratios)
+    return (-(-alpha * log_ratios).expm1() / alpha).to(dtype)
 
 
-def jensen_shannon_link(log_ratio: Tensor) -> Tensor:
-    """Log 2 new / (new + ref), the slope of the Jensen-Shannon divergence, for f-DPO.
+def jensen_shannon_link(log_ratios: Tensor) -> Tensor:
+    """What f-DPO has for the log-ratio, with Jensen-Shannon: its f', in nats.
 
-    Of the sum of both KLs to the mean of new and ref, that is; half as much halves it.
+    It is log 2 u / (1 + u), with u = new / ref: the slope of the sum of both KLs to
+    the mean of new and ref; half of that sum has half the slope. Half precision is
+    computed in float32 and rounded once.
 
     Args:
-        log_ratio: log new / ref of an answer, `(*batch)`.
+        log_ratios: Log-ratio new / ref of each completion, `(*batch)`.
 
     Returns:
         What replaces the log-ratio in the loss, `(*batch)`, at most log 2.
+
+    Raises:
+        ValueError: If the log-ratios are integers.
     """
-    return math.log(2) + logsigmoid(log_ratio)
+    check_floating(log_ratios=log_ratios)
+    dtype, (log_ratios,) = widen(log_ratios)
+    return (math.log(2) + logsigmoid(log_ratios)).to(dtype)
 
 
 def f_dpo_loss(
-    chosen: Tensor, rejected: Tensor, beta: float, link: Callable[[Tensor], Tensor]
+    *, chosen: Tensor, rejected: Tensor, beta: float, link: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """DPO for another divergence: the link, its f', stands in for the logarithm.
+    """DPO for another divergence, in nats: the link, its f', stands in for the log.
+
+    A pair whose rejected completion is so rare that its link overflows is decided: its
+    loss and its gradient are 0. Where the chosen one's does, the loss is `inf`; where
+    both do, `nan`. Half precision is computed in float32 and rounded once.
 
     Args:
-        chosen: Log-ratio to the reference of the answer that won, `(*batch)`.
-        rejected: That of the other answer, likewise.
+        chosen: Log-ratio new / ref of the completion that won, `(*batch)`.
+        rejected: Log-ratio new / ref of the completion that lost, `(*batch)`.
         beta: The reward that a unit of the divergence is worth.
         link: What f' of the ratio is, as a function of its logarithm; the identity
             for DPO.
@@ -165,6 +218,13 @@ def f_dpo_loss(
         One loss per pair, `(*batch)`.
 
     Raises:
-        ValueError: If beta is not positive.
+        ValueError: If beta is not positive, the shapes differ, or one is an integer
+            tensor.
     """
-    return dpo_loss(link(chosen), link(rejected), beta)
+    check_tensors(chosen=chosen, rejected=rejected)
+    dtype, pair = widen(chosen, rejected)
+    with torch.no_grad():
+        decided = (link(pair[0]) - link(pair[1])).isposinf()
+    won, lost = (link(x.masked_fill(decided, 0.0)) for x in pair)
+    loss = dpo_loss(chosen=won, rejected=lost, beta=beta)
+    return loss.masked_fill(decided, 0.0).to(dtype)

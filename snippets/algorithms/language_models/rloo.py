@@ -1,84 +1,121 @@
-"""RLOO: several answers to a prompt, each with the others as its baseline.
+"""RLOO: several completions of a prompt, each with the others as its baseline.
 
 Source: Ahmadian et al., arXiv:2402.14740; the estimator is that of Kool et al., Buy 4
-REINFORCE Samples, Get a Baseline for Free, 2019. An answer is one action here, and the
-KL to the reference is part of its reward.
+REINFORCE Samples, Get a Baseline for Free, 2019. A completion is one action here, and
+the KL to the reference is part of its reward.
 """
 
 from torch import Tensor
 
+from snippets.algorithms.language_models.grpo import centred_advantages
 from snippets.estimate.placement import penalised_reward
 from snippets.estimate.sequences import sequence_log_prob
+from snippets.foundations.contract import (
+    check_mask,
+    check_rows,
+    check_tensors,
+    widen,
+)
 
 
 def penalised_scores(
+    *,
     scores: Tensor,
     old_log_probs: Tensor,
     ref_log_probs: Tensor,
     mask: Tensor,
     beta: float,
 ) -> Tensor:
-    """The score of each answer less beta times its summed k1, without gradient.
+    """The score of each completion less beta times its summed k1, without gradient.
 
-    Averaged over answers of old it is E[score] - beta KL(old || ref), with the KL of
-    whole answers in nats.
+    Averaged over completions of old it is E[score] - beta KL(old || ref), with the KL
+    of whole completions in nats. What stands under the mask is not read; a completion
+    without tokens keeps its score. A token that old or ref gives probability 0 makes
+    the result infinite, unless beta is 0. Half precision is computed in float32 and
+    rounded once.
 
     Args:
-        scores: One score per answer, `(*batch)`.
+        scores: One score per completion, `(*batch)`.
         old_log_probs: Log-probability of each token under the policy that sampled,
             `(*batch, time)`.
-        ref_log_probs: The same under the reference, likewise.
-        mask: True where a token was sampled, likewise.
-        beta: The score that a nat is worth.
+        ref_log_probs: Log-probability of each token under the reference,
+            `(*batch, time)`.
+        mask: True where a token was sampled, `(*batch, time)`.
+        beta: The KL coefficient, at least 0: how much score a nat is worth.
 
     Returns:
-        One number per answer, `(*batch)`.
+        One number per completion, `(*batch)`.
 
     Raises:
-        ValueError: If the mask is not boolean, or has another shape.
+        ValueError: If beta is negative, the mask is not boolean, or a tensor is an
+            integer one or has another shape.
     """
-    old = sequence_log_prob(old_log_probs, mask)
-    ref = sequence_log_prob(ref_log_probs, mask)
-    return penalised_reward(scores, old, ref, beta)
+    check_mask(mask, old_log_probs=old_log_probs, ref_log_probs=ref_log_probs)
+    check_rows(mask, scores=scores)
+    dtype, (scores, old, ref) = widen(scores, old_log_probs, ref_log_probs)
+    rewards = penalised_reward(
+        rewards=scores.detach(),
+        old_log_probs=sequence_log_prob(old, mask),
+        ref_log_probs=sequence_log_prob(ref, mask),
+        beta=beta,
+    )
+    return rewards.to(dtype)
 
 
-def leave_one_out(rewards: Tensor) -> Tensor:
-    """How much better each answer is than the mean of the others to its prompt.
+def leave_one_out(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How much better each completion is than the mean of the others to its prompt.
+
+    That is k / (k - 1) times the distance from the mean of all k: equal rewards give
+    exactly 0. A completion under the mask counts for nothing and gets 0, and so does
+    one without others. A reward that is not finite makes its group `nan`. Half
+    precision is computed in float32 and rounded once.
 
     Args:
-        rewards: Of the answers to one prompt, `(*batch, samples)`.
+        rewards: Of the completions of each prompt, `(*batch, samples)`, with an axis
+            of prompts: a flat list of rewards is refused.
+        mask: True where a completion is valid, `(*batch, samples)`; all, without it.
 
     Returns:
-        One advantage per answer, `(*batch, samples)`. They sum to zero.
+        One advantage per completion, `(*batch, samples)`. They sum to zero.
 
     Raises:
-        ValueError: If there is one answer only.
+        ValueError: If there is no axis of prompts, or one completion per prompt only,
+            rewards are integers, or the mask is not boolean or has another shape.
     """
-    samples = rewards.shape[-1]
-    if samples < 2:
-        raise ValueError("rewards has one answer per prompt: no others to compare with")
-    others = (rewards.sum(-1, keepdim=True) - rewards) / (samples - 1)
-    return rewards - others
+    check_tensors(2, rewards=rewards)
+    dtype, (rewards,) = widen(rewards)
+    centred = centred_advantages(rewards, mask)
+    if mask is None:
+        samples = rewards.shape[-1]
+        return (centred * (samples / (samples - 1))).to(dtype)
+    valid = mask.sum(-1, keepdim=True)
+    others = (valid - 1).where(valid > 1, 1)
+    return (centred * (valid / others)).to(dtype)
 
 
-def rloo_loss(new_log_probs: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
-    """Minus the advantage times the log-probability of each answer, to be minimised.
+def rloo_loss(*, new_log_probs: Tensor, rewards: Tensor, mask: Tensor) -> Tensor:
+    """Minus the advantage times the log-probability of a completion, to be minimised.
 
-    Its gradient, averaged over answers of the policy itself, is minus that of the mean
-    reward. The advantage is a constant, whatever the rewards were computed from.
+    Its gradient, averaged over completions of the policy itself, is minus that of the
+    mean reward. The advantage is a constant, whatever the rewards were computed from.
+    What stands under the mask is not read. Half precision is computed in float32 and
+    rounded once.
 
     Args:
         new_log_probs: Log-probability of each token under the policy that trains, which
             also sampled, `(*batch, samples, time)`.
-        mask: True where a token was sampled, likewise.
         rewards: Penalised scores, `(*batch, samples)`.
+        mask: True where a token was sampled, `(*batch, samples, time)`.
 
     Returns:
-        One loss per answer, `(*batch, samples)`.
+        One loss per completion, `(*batch, samples)`.
 
     Raises:
-        ValueError: If there is one answer only, or the mask is not boolean or has
-            another shape.
+        ValueError: If there is no axis of prompts, or one completion per prompt only,
+            the mask is not boolean, or a tensor is an integer one or has another shape.
     """
+    check_mask(mask, new_log_probs=new_log_probs)
+    check_rows(mask, rewards=rewards)
+    dtype, (new_log_probs, rewards) = widen(new_log_probs, rewards)
     advantages = leave_one_out(rewards).detach()
-    return -advantages * sequence_log_prob(new_log_probs, mask)
+    return (-advantages * sequence_log_prob(new_log_probs, mask)).to(dtype)

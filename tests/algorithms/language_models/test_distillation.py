@@ -1,4 +1,4 @@
-"""Checks the terms of distillation by listing tokens and answers."""
+"""Checks the terms of distillation by listing tokens and completions."""
 
 import mpmath
 import pytest
@@ -8,52 +8,60 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from snippets.algorithms.language_models.distillation import (
-    forward_divergence,
+    forward_kl,
     generalised_jensen_shannon,
     sequence_advantages,
     token_advantages,
 )
-from snippets.lab.enumeration import every_sequence, prefixes, token_log_probs
 from snippets.estimate.sequences import token_mean
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.neighbours import jensen_shannon
+from snippets.lab.enumeration import every_sequence, prefixes, token_log_probs
+from tests.strategies import logits
 
-ANSWERS = every_sequence(2, 3)
-WHOLE = torch.ones(ANSWERS.shape, dtype=torch.bool)
-numbers = st.floats(-2, 2)
+COMPLETIONS = every_sequence(2, 3)
+WHOLE = torch.ones(COMPLETIONS.shape, dtype=torch.bool)
 
 
 @st.composite
 def pairs(draw, shape=(4,)):
     """Logits of a teacher and a student."""
-    count = torch.Size(shape).numel()
-    rows = [draw(st.lists(numbers, min_size=count, max_size=count)) for _ in range(2)]
-    teacher, student = (torch.tensor(row).double().reshape(shape) for row in rows)
+    teacher, student = (draw(logits(*shape, largest=2)) for _ in range(2))
     return teacher, student.requires_grad_()
 
 
-def divergence(p, q):
+def forward(teacher, student, temperature=1.0):
+    both = {"teacher_logits": teacher, "student_logits": student}
+    return forward_kl(**both, temperature=temperature)
+
+
+def gkd(teacher, student, beta):
+    both = {"teacher_logits": teacher, "student_logits": student}
+    return generalised_jensen_shannon(**both, beta=beta)
+
+
+def plain_kl(p, q):
     return (p * (p / q).log()).sum(-1)
 
 
 @given(pairs())
-def test_the_forward_divergence_is_the_sum_over_tokens(pair):
+def test_the_forward_kl_is_the_sum_over_tokens(pair):
     teacher, student = pair
-    exact = divergence(teacher.softmax(-1), student.softmax(-1))
-    assert_close(forward_divergence(*pair, 1.0), exact)
+    exact = plain_kl(teacher.softmax(-1), student.softmax(-1))
+    assert_close(forward(*pair), exact)
 
 
 @given(pairs(), st.floats(0.5, 4))
 def test_a_temperature_softens_both_and_keeps_the_scale(pair, temperature):
     soft = [(x / temperature).softmax(-1) for x in pair]
-    exact = temperature**2 * divergence(*soft)
-    assert_close(forward_divergence(*pair, temperature), exact)
+    exact = temperature**2 * plain_kl(*soft)
+    assert_close(forward(*pair, temperature), exact)
 
 
 @given(pairs())
 def test_without_the_square_a_temperature_shrinks_the_gradient(pair):
     teacher, student = pair
-    hot = forward_divergence(*pair, 1e3) - forward_divergence(*pair, 2e3)
+    hot = forward(*pair, 1e3) - forward(*pair, 2e3)
     (drift,) = torch.autograd.grad(hot, student)
     soft = kl_divergence_logits(teacher / 1e3, student / 1e3)
     (shrunk,) = torch.autograd.grad(soft, student)
@@ -66,7 +74,7 @@ def test_without_the_square_a_temperature_shrinks_the_gradient(pair):
 @given(pairs())
 def test_at_high_temperature_the_gradient_is_that_of_squared_centred_logits(pair):
     teacher, student = pair
-    (found,) = torch.autograd.grad(forward_divergence(*pair, 1e4), student)
+    (found,) = torch.autograd.grad(forward(*pair, 1e4), student)
     centred = [x - x.mean() for x in (student, teacher)]
     exact = (centred[0] - centred[1]) / len(student)
     # The next order is smaller by logits / temperature = 4e-4.
@@ -77,14 +85,14 @@ def test_at_high_temperature_the_gradient_is_that_of_squared_centred_logits(pair
 def test_the_divergence_is_the_mean_to_the_mixture(pair, beta):
     teacher, student = (x.softmax(-1) for x in pair)
     mixture = beta * teacher + (1 - beta) * student
-    exact = beta * divergence(teacher, mixture)
-    exact = exact + (1 - beta) * divergence(student, mixture)
-    assert_close(generalised_jensen_shannon(*pair, beta), exact)
+    exact = beta * plain_kl(teacher, mixture)
+    exact = exact + (1 - beta) * plain_kl(student, mixture)
+    assert_close(gkd(*pair, beta), exact)
 
 
 @given(pairs())
 def test_half_and_half_is_jensen_shannon(pair):
-    assert_close(generalised_jensen_shannon(*pair, 0.5), jensen_shannon(*pair))
+    assert_close(gkd(*pair, 0.5), jensen_shannon(*pair))
 
 
 def to_fifty_digits(teacher, student, beta):
@@ -111,7 +119,7 @@ def test_no_digits_are_lost_near_the_ends_or_far_apart(dtype, scale, beta):
     exact = torch.tensor(to_fifty_digits(*pair, beta), dtype=torch.float64)
     # 1 - 1e-7 is itself rounded by 1e-16, a billionth of what is left of it.
     digits = 1e-5 if dtype == torch.float32 else 1e-8
-    found = generalised_jensen_shannon(*pair, beta).double()
+    found = gkd(*pair, beta).double()
     assert_close(found, exact, rtol=digits, atol=0.0)
 
 
@@ -119,8 +127,8 @@ def test_no_digits_are_lost_near_the_ends_or_far_apart(dtype, scale, beta):
 def test_divided_by_its_small_share_it_goes_to_the_divergence(pair):
     teacher, student = pair
     near = 1e-7
-    low = generalised_jensen_shannon(*pair, near) / near
-    high = generalised_jensen_shannon(*pair, 1 - near) / near
+    low = gkd(*pair, near) / near
+    high = gkd(*pair, 1 - near) / near
     # The next order is near times a χ² below e^8 = 3000. Differences of probabilities
     # are rounded at 1e-16.
     close = {"rtol": 0, "atol": 1e-3}
@@ -129,72 +137,76 @@ def test_divided_by_its_small_share_it_goes_to_the_divergence(pair):
 
 
 def sequences(*policies):
-    """The probability of each answer under each policy."""
-    return [token_log_probs(x, ANSWERS).sum(-1).exp() for x in policies]
+    """The probability of each completion under each policy."""
+    return [token_log_probs(x, COMPLETIONS).sum(-1).exp() for x in policies]
 
 
 def mean(values, chance):
-    """The mean over answers of the sum of the values at their prefixes."""
-    return chance @ values[prefixes(ANSWERS, 2)].sum(-1)
+    """The mean over completions of the sum of the values at their prefixes."""
+    return chance @ values[prefixes(COMPLETIONS, 2)].sum(-1)
 
 
 @given(pairs((7, 2)))
-def test_on_the_teachers_prefixes_forward_sums_to_that_of_whole_answers(pair):
+def test_on_the_teachers_prefixes_forward_sums_to_that_of_whole_completions(pair):
     p, q = sequences(*pair)
     # Eight terms of order one, some of which cancel.
     close = {"atol": 1e-12, "rtol": 1e-7}
-    assert_close(mean(forward_divergence(*pair, 1.0), p), divergence(p, q), **close)
+    assert_close(mean(forward(*pair), p), plain_kl(p, q), **close)
 
 
 @given(pairs((7, 2)))
-def test_on_the_students_prefixes_reverse_sums_to_that_of_whole_answers(pair):
+def test_on_the_students_prefixes_reverse_sums_to_that_of_whole_completions(pair):
     p, q = sequences(*pair)
     found = mean(kl_divergence_logits(*pair[::-1]), q)
-    assert_close(found, divergence(q, p), atol=1e-12, rtol=1e-7)
+    assert_close(found, plain_kl(q, p), atol=1e-12, rtol=1e-7)
 
 
 def at_every_prefix(chance):
-    """The probability that an answer passes each prefix."""
-    states = prefixes(ANSWERS, 2).flatten()
+    """The probability that an completion passes each prefix."""
+    states = prefixes(COMPLETIONS, 2).flatten()
     return torch.zeros(7).double().index_add(0, states, chance.repeat_interleave(3))
 
 
 @given(pairs((7, 2)), st.floats(0.05, 0.95))
-def test_that_of_whole_answers_needs_the_posterior_share_at_each_prefix(pair, beta):
+def test_that_of_whole_completions_needs_the_posterior_share_at_each_prefix(pair, beta):
     p, q = sequences(*pair)
     both = beta * p + (1 - beta) * q
-    exact = beta * divergence(p, both) + (1 - beta) * divergence(q, both)
+    exact = beta * plain_kl(p, both) + (1 - beta) * plain_kl(q, both)
     shares = beta * at_every_prefix(p) / at_every_prefix(both)
     rows = zip(*pair, shares.tolist(), strict=True)
-    each = torch.stack([generalised_jensen_shannon(*row) for row in rows])
+    each = torch.stack([gkd(*row) for row in rows])
     assert_close(at_every_prefix(both) @ each, exact, atol=1e-12, rtol=1e-7)
 
 
 def test_with_a_fixed_share_the_sum_over_tokens_passes_the_bound_of_one_choice():
     sure = torch.tensor([4.0, -4.0]).double().expand(7, 2)
     fixed = generalised_jensen_shannon(sure, -sure, 0.5)
-    # Which of two wrote the answer is one bit, however long the answer is.
+    # Which of two wrote the completion is one bit, however long the completion is.
     assert mean(fixed, sequences(sure)[0]) > 2.5 * torch.tensor(2.0).log()
 
 
 def gradient(advantages, student):
-    """The mean push on the student over its own answers."""
-    log_probs = token_log_probs(student, ANSWERS)
+    """The mean push on the student over its own completions."""
+    log_probs = token_log_probs(student, COMPLETIONS)
     chance = log_probs.sum(-1).exp().detach()
     return torch.autograd.grad(chance @ (advantages * log_probs).sum(-1), student)[0]
 
 
 def advantages_of(function, teacher, student):
     return function(
-        token_log_probs(student, ANSWERS), token_log_probs(teacher, ANSWERS), WHOLE
+        student_log_probs=token_log_probs(student, COMPLETIONS),
+        teacher_log_probs=token_log_probs(teacher, COMPLETIONS),
+        mask=WHOLE,
     )
 
 
 @given(pairs((7, 2)))
-def test_with_what_follows_the_gradient_is_that_of_whole_answers(pair):
+def test_with_what_follows_the_gradient_is_that_of_whole_completions(pair):
     teacher, student = pair
-    log_ratio = token_log_probs(student, ANSWERS) - token_log_probs(teacher, ANSWERS)
-    chance = token_log_probs(student, ANSWERS).sum(-1).exp()
+    log_ratio = token_log_probs(student, COMPLETIONS) - token_log_probs(
+        teacher, COMPLETIONS
+    )
+    chance = token_log_probs(student, COMPLETIONS).sum(-1).exp()
     (exact,) = torch.autograd.grad(-(chance @ log_ratio.sum(-1)), student)
     found = gradient(advantages_of(sequence_advantages, teacher, student), student)
     assert_close(found, exact)
@@ -203,8 +215,8 @@ def test_with_what_follows_the_gradient_is_that_of_whole_answers(pair):
 @given(pairs((7, 2)))
 def test_without_what_follows_the_prefixes_are_held_fixed(pair):
     teacher, student = pair
-    chance = token_log_probs(student, ANSWERS).sum(-1).exp().detach()
-    each = kl_divergence_logits(student, teacher)[prefixes(ANSWERS, 2)]
+    chance = token_log_probs(student, COMPLETIONS).sum(-1).exp().detach()
+    each = kl_divergence_logits(student, teacher)[prefixes(COMPLETIONS, 2)]
     (exact,) = torch.autograd.grad(-(chance @ each.sum(-1)), student)
     found = gradient(advantages_of(token_advantages, teacher, student), student)
     assert_close(found, exact)
@@ -213,26 +225,41 @@ def test_without_what_follows_the_prefixes_are_held_fixed(pair):
 def test_a_token_that_one_of_the_two_masks_is_finite():
     teacher = torch.tensor([0.0, 1.0, -torch.inf])
     student = torch.tensor([0.0, -torch.inf, 1.0], requires_grad=True)
-    found = generalised_jensen_shannon(teacher, student, 0.5)
+    found = gkd(teacher, student, 0.5)
     assert 0 < found < torch.tensor(2.0).log()
-    assert forward_divergence(teacher, student, 1.0) == torch.inf
+    assert forward(teacher, student, 1.0) == torch.inf
 
 
-def test_what_stands_under_the_mask_is_not_read():
-    student = torch.tensor([[-1.0, torch.nan]])
-    teacher = torch.tensor([[-3.0, torch.nan]])
-    mask = torch.tensor([[True, False]])
-    for function in (token_advantages, sequence_advantages):
-        found = function(student, teacher, mask)
-        assert_close(found, torch.tensor([[-2.0, 0.0]]))
+def advantages(function, student, teacher, mask):
+    return function(student_log_probs=student, teacher_log_probs=teacher, mask=mask)
+
+
+BOTH = pytest.mark.parametrize("function", [token_advantages, sequence_advantages])
+
+
+@BOTH
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf])
+def test_what_stands_under_the_mask_is_not_read(function, junk):
+    student = torch.tensor([[-1.0, junk, -2.0]])
+    teacher = torch.tensor([[-3.0, junk, -2.0]])
+    found = advantages(function, student, teacher, torch.tensor([[True, False, True]]))
+    assert found.tolist() == [[-2.0, 0.0, 0.0]]
+
+
+@BOTH
+def test_a_token_that_one_of_the_two_cannot_give_is_infinite_as_documented(function):
+    student, teacher = torch.tensor([[-torch.inf, -1.0]]), torch.tensor([[-1.0, -1.0]])
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    assert advantages(function, student, teacher, mask)[0, 0] == torch.inf
+    assert advantages(function, teacher, student, mask)[0, 0] == -torch.inf
 
 
 def test_the_teacher_gets_no_gradient():
     teacher, student = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     teacher.requires_grad_()
     student.requires_grad_()
-    forward_divergence(teacher, student, 2.0).backward()
-    generalised_jensen_shannon(teacher, student, 0.3).backward()
+    forward(teacher, student, 2.0).backward()
+    gkd(teacher, student, 0.3).backward()
     assert teacher.grad is None
 
 
@@ -241,8 +268,8 @@ def test_batches_and_types(dtype):
     logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     other = logits.roll(1, -1)
     for function, last in (
-        (forward_divergence, 2.0),
-        (generalised_jensen_shannon, 0.1),
+        (forward, 2.0),
+        (gkd, 0.1),
     ):
         found = function(logits, other, last)
         assert found.shape == (2, 3)
@@ -253,8 +280,8 @@ def test_batches_and_types(dtype):
 
 def test_half_precision_is_rounded_once():
     pair = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
-    exact = generalised_jensen_shannon(*pair.float(), 0.3)
-    assert generalised_jensen_shannon(*pair, 0.3) == exact.bfloat16()
+    exact = gkd(*pair.float(), 0.3)
+    assert gkd(*pair, 0.3) == exact.bfloat16()
 
 
 def test_padding_changes_neither_value_nor_gradient():
@@ -262,8 +289,8 @@ def test_padding_changes_neither_value_nor_gradient():
     teacher, student = torch.randn(2, 1, 3, 4, generator=generator)
     mask = torch.tensor([[True, True, False]])
     for function, last in (
-        (forward_divergence, 2.0),
-        (generalised_jensen_shannon, 0.1),
+        (forward, 2.0),
+        (gkd, 0.1),
     ):
         pushes = []
         for filling in (0.0, 50.0):
@@ -276,33 +303,47 @@ def test_padding_changes_neither_value_nor_gradient():
         assert (pushes[0][:, 2] == 0).all()
 
 
-def test_advantages_of_a_batch_are_those_of_its_rows():
+@BOTH
+def test_advantages_of_a_batch_are_those_of_its_rows(function):
     generator = torch.Generator().manual_seed(0)
     student, teacher = -torch.rand(2, 2, 3, 4, generator=generator)
     mask = torch.ones(2, 3, 4, dtype=torch.bool)
-    for function in (token_advantages, sequence_advantages):
-        found = function(student, teacher, mask)
-        assert found.dtype == torch.float32
-        for i in range(2):
-            assert_close(found[i], function(student[i], teacher[i], mask[i]))
+    found = advantages(function, student, teacher, mask)
+    assert found.dtype == torch.float32
+    for i in range(2):
+        assert_close(found[i], advantages(function, student[i], teacher[i], mask[i]))
 
 
-def test_advantages_are_constants():
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_of_advantages_is_rounded_once(function, dtype):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (-5 * torch.rand(2, 3, 100, generator=generator)).to(dtype)
+    mask = torch.ones(3, 100, dtype=torch.bool)
+    wide = advantages(function, student.float(), teacher.float(), mask)
+    assert torch.equal(advantages(function, student, teacher, mask), wide.to(dtype))
+
+
+@BOTH
+def test_advantages_are_constants(function):
     student = torch.zeros(1, 2, requires_grad=True)
     mask = torch.ones(1, 2, dtype=torch.bool)
-    for function in (token_advantages, sequence_advantages):
-        assert not function(student, student - 1, mask).requires_grad
+    assert not advantages(function, student, student - 1, mask).requires_grad
 
 
 def test_unusable_arguments_are_named():
     two = torch.zeros(2)
     for temperature in (0.0, -1.0, torch.nan):
         with pytest.raises(ValueError, match="temperature is"):
-            forward_divergence(two, two, temperature)
+            forward(two, two, temperature)
     for beta in (0.0, 1.0, 1e-17, -0.5, 1.5, torch.nan):
         with pytest.raises(ValueError, match="beta is"):
-            generalised_jensen_shannon(two, two, beta)
+            gkd(two, two, beta)
+    for wrong in (torch.zeros(1), torch.zeros(1, 2), torch.zeros(2).long()):
+        for function in (forward, gkd):
+            with pytest.raises(ValueError, match="student_logits"):
+                function(two, wrong, 0.5)
     for mask in (torch.ones(2), torch.ones(3, dtype=torch.bool)):
         for function in (token_advantages, sequence_advantages):
-            with pytest.raises(ValueError, match="mask must be boolean"):
-                function(two, two, mask)
+            with pytest.raises(ValueError, match="mask"):
+                advantages(function, two, two, mask)
