@@ -4,45 +4,68 @@ Source: Cover and Thomas, Elements of Information Theory, 2nd ed., eq. 2.26, wit
 conventions 0 log(0/q) = 0 and p log(p/0) = inf that stand below it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from snippets.exact.bregman import ratio_gap
+from snippets.foundations.contract import (
+    check_floating,
+    check_tensors,
+    nan_outside,
+    widen,
+)
+
 
 def kl_of_probabilities(p: Tensor, q: Tensor) -> Tensor:
-    """KL(P || Q) in nats, from probabilities.
+    """KL(P || Q) in nats, from probabilities: never negative, exactly 0 for equal rows.
 
-    Where P is 0 nothing is added, to the value or to a gradient. Where Q is 0 and P is
-    not, the divergence is `inf`.
+    What P never does adds nothing but the probability that Q wastes on it. Where Q is 0
+    and P is not, the KL is `inf`. A row that is no distribution, in P or in Q, is
+    `nan`: one with a negative entry, or a sum further from 1 than 0.01, which is what a
+    softmax in bfloat16 may be off. Half precision is computed in float32 and rounded
+    once.
 
     Args:
-        p: Probabilities of P, `(*batch, actions)`; each row sums to 1.
-        q: Probabilities of Q, likewise.
+        p: Probabilities of P, `(*batch, actions)`.
+        q: Probabilities of Q, `(*batch, actions)`.
 
     Returns:
-        One divergence per row, `(*batch)`.
+        One KL per row, `(*batch)`. Gradients flow to both, and are those of the sum of
+        `p log(p/q) - p + q`: the same along every direction that keeps the sums at 1.
 
     Raises:
-        ValueError: If the shapes differ, or a row is no distribution.
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    if p.shape != q.shape:
-        raise ValueError(f"P is {[*p.shape]}, Q is {[*q.shape]}")
-    for name, rows in {"P": p, "Q": q}.items():
-        total = rows.sum(-1)
-        if (rows < 0).any() or not torch.allclose(total, torch.ones_like(total)):
-            raise ValueError(f"{name} has a row that is no distribution")
-    # Filled before the logarithm: after it, the gradient would be 0 / 0.
-    outside = p == 0
-    log_ratio = p.masked_fill(outside, 1).log() - q.masked_fill(outside, 1).log()
-    return (p * log_ratio).sum(-1)
+    check_tensors(1, p=p, q=q)
+    dtype, (p, q) = widen(p, q)
+    # --8<-- [start:core]
+    tiny = torch.finfo(p.dtype).tiny
+    taken = p >= tiny  # filled before the logarithm: after it, 0 / 0 has no gradient
+    gap = ratio_gap(q.where(taken, 1.0), p.where(taken, 1.0))  # r - 1 - log r, r = q/p
+    never = q.where(~taken & (q >= tiny), 0.0)
+    kl = (p.where(taken, 0.0) * gap + never).sum(-1)  # (*batch)
+    # --8<-- [end:core]
+    return nan_outside(kl, _is_distribution(p), _is_distribution(q)).to(dtype)
 
 
 def nats_to_bits(nats: Tensor) -> Tensor:
-    """The same divergence in bits: nats divided by log 2.
+    """A KL in bits, from one in nats: divided by log 2.
 
     Args:
-        nats: Divergences in nats, `(*batch)`.
+        nats: KLs in nats, `(*batch)`.
 
     Returns:
-        Divergences in bits, `(*batch)`.
+        The same KLs in bits, `(*batch)`.
+
+    Raises:
+        ValueError: If it is an integer tensor.
     """
-    return nats / torch.tensor(2.0, dtype=nats.dtype).log()
+    check_floating(nats=nats)
+    return nats / math.log(2)
+
+
+def _is_distribution(rows: Tensor) -> Tensor:
+    """Whether a row could be a softmax, in any precision, `(*batch)`."""
+    return (rows >= 0).all(-1) & ((rows.sum(-1) - 1).abs() < 0.01)

@@ -38,9 +38,9 @@ def entropy(logits: Tensor) -> Tensor:
 def cross_entropy(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """H(P, Q) = -E_P[log Q] in nats, from logits: the loss of a model Q on data of P.
 
-    It is the entropy of P plus KL(P || Q), so it is the entropy where Q equals P. An
-    action that is masked or underflows in P adds nothing; masked in Q alone, it makes
-    the result `inf`. Half precision is computed in float32 and rounded once.
+    An action that is masked or underflows in P adds nothing; masked in Q alone, it
+    makes the result `inf`. It is the entropy of P plus KL(P || Q), so it is the entropy
+    where Q equals P. Half precision is computed in float32 and rounded once.
 
     Args:
         logits_p: Logits of P, `(*batch, actions)`, normalised or not.
@@ -105,7 +105,7 @@ def mutual_information(logits: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(f"weights is {[*weights.shape]}, logits is {[*logits.shape]}")
     dtype, (logits, weights) = widen(logits, weights)
     share = (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1)
-    log_policy = logits.log_softmax(-1).where(share > 0, 0.0)  # not read at weight 0
+    log_policy = logits.where(share > 0, 0.0).log_softmax(-1)
     average = (share * log_policy.exp()).sum(-2, keepdim=True)
     reached = average > 0
     average = average.where(reached, 1.0).log().where(reached, -torch.inf)

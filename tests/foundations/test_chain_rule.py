@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import inf, tensor
+from torch import inf, nan, tensor
 from torch.testing import assert_close
 
-from snippets.lab import mdp
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.chain_rule import marginal_log_prob, per_token, sequence_kl
+from snippets.lab import mdp
 
 
 @st.composite
@@ -77,6 +77,24 @@ def test_what_p_never_reaches_does_not_count():
 
 
 def test_a_rate_per_token():
-    assert per_token(tensor(6.0), tensor(100.0)) == tensor(0.06)
-    with pytest.raises(ValueError, match="mean_length"):
-        per_token(tensor(6.0), tensor(0.0))
+    rates = per_token(tensor([6.0, 6.0, 6.0]), tensor([100.0, 0.0, -2.0]))
+    assert_close(rates, tensor([0.06, nan, nan]), equal_nan=True)
+    with pytest.raises(ValueError, match=r"mean_length is \[\], sequence is \[3\]"):
+        per_token(torch.ones(3), tensor(2.0))
+
+
+def test_what_is_impossible_is_forgotten_with_a_gradient_of_zero():
+    joint = tensor([[0.3, 0.2], [-inf, -inf], [0.5, -inf]], requires_grad=True)
+    found = marginal_log_prob(joint, -1)
+    assert found[1] == -inf
+    assert_close(found[0].exp(), (joint[0].exp().sum()))
+    found[[0, 2]].sum().backward()
+    assert_close(joint.grad, tensor([[0.52498, 0.47502], [0.0, 0.0], [1.0, 0.0]]))
+    (of_all,) = torch.autograd.grad(marginal_log_prob(joint, -1).exp().sum(), joint)
+    assert of_all.isfinite().all()
+
+
+@pytest.mark.parametrize("axis", [2, -3])
+def test_refuses_an_axis_that_is_not_there(axis):
+    with pytest.raises(ValueError, match="has no axis"):
+        marginal_log_prob(torch.zeros(2, 3), axis)

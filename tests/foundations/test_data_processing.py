@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import tensor
+from torch import inf, tensor
 from torch.testing import assert_close
 
 from snippets.exact.categorical import kl_divergence_logits
@@ -72,9 +72,35 @@ def test_two_tokenisers_agree_per_text_and_not_per_token(p, q):
 def test_one_group_for_all_knows_nothing():
     p, q = tensor([1.0, 0.0]).log_softmax(-1), tensor([0.0, 3.0]).log_softmax(-1)
     merged = (pushed_forward(x, tensor([0, 0]), 1) for x in (p, q))
-    assert_close(kl_divergence_logits(*merged), tensor(0.0))
+    assert kl_divergence_logits(*merged) == 0
 
 
 def test_refuses_groups_of_other_actions():
-    with pytest.raises(ValueError, match=r"groups are \[3\], of 2"):
+    with pytest.raises(ValueError, match=r"groups is .* \[3\], for 2 actions"):
         pushed_forward(torch.zeros(2), tensor([0, 1, 1]), 2)
+    with pytest.raises(ValueError, match=r"groups is torch.float32"):
+        pushed_forward(torch.zeros(2), tensor([0.0, 1.0]), 2)
+    with pytest.raises(ValueError, match="count is 0"):
+        pushed_forward(torch.zeros(2), tensor([0, 0]), 0)
+
+
+def test_a_group_of_masked_actions_has_finite_gradients():
+    logits = tensor([1.0, 0.0, -inf, -inf], requires_grad=True)
+    groups = tensor([0, 1, 2, 2])
+    merged = pushed_forward(logits.log_softmax(-1), groups, 4)
+    assert_close(merged.exp()[2:], torch.zeros(2))
+    kl_divergence_logits(merged, tensor([0.5, 0.0, -inf, -inf])).backward()
+    alone = tensor([1.0, 0.0], requires_grad=True)
+    kl_divergence_logits(alone, tensor([0.5, 0.0])).backward()
+    assert_close(logits.grad, torch.cat([alone.grad, torch.zeros(2)]))
+
+
+def test_a_group_that_is_not_counted_makes_everything_nan():
+    for groups in (tensor([0, 1, 2]), tensor([0, -1, 1])):
+        assert pushed_forward(torch.zeros(3), groups, 2).isnan().all()
+
+
+def test_groups_are_compared_where_they_are():
+    log_probs = torch.zeros(2, 3, device="meta")
+    groups = torch.zeros(3, dtype=torch.int64, device="meta")
+    assert pushed_forward(log_probs, groups, 2).device.type == "meta"

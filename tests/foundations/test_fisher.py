@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import tensor
+from torch import inf, nan, tensor
 from torch.autograd.functional import hessian
 from torch.testing import assert_close
 
@@ -68,7 +68,7 @@ def test_both_directions_meet_it_at_third_order(pair):
 
 
 @given(rows(1))
-def test_moving_all_logits_alike_costs_nothing(row):
+def test_moving_all_logits_alike_changes_nothing(row):
     (p,) = row
     assert_close(quadratic_kl(p, torch.ones_like(p)), tensor(0.0).double())
 
@@ -95,12 +95,12 @@ budget = st.floats(1e-4, 0.1)
 
 
 @given(probability, budget)
-def test_the_whole_kl_is_spent(p, kl):
+def test_the_whole_kl_is_used(p, kl):
     old = tensor([p, 1 - p], dtype=torch.float64)
     most = probability_within(old[0], kl)
-    spent = kl_of_probabilities(old, torch.stack([most, 1 - most]))
+    used = kl_of_probabilities(old, torch.stack([most, 1 - most]))
     # A rounding of 1e-16, over a KL of 1e-4 or over what is left of the others.
-    assert_close(spent.item(), kl, rtol=1e-9, atol=0)
+    assert_close(used.item(), kl, rtol=1e-9, atol=0)
 
 
 def test_a_large_kl_allows_what_rounds_to_one():
@@ -114,8 +114,8 @@ def test_no_policy_within_the_kl_goes_further(pair, share):
     old, step = pair
     new = old + share * step
     kl = kl_divergence_logits(old, new).item()
-    most = probability_within(old.softmax(-1), max(kl, 0.0))
-    least = 1 - probability_within(1 - old.softmax(-1), max(kl, 0.0))
+    most = probability_within(old.softmax(-1), kl)
+    least = 1 - probability_within(1 - old.softmax(-1), kl)
     slack = 2e-8  # a KL of 1e-16, which is rounding, already moves 1e-8
     assert (new.softmax(-1) <= most + slack).all()
     assert (new.softmax(-1) >= least - slack).all()
@@ -132,7 +132,44 @@ def test_without_a_kl_nothing_moves():
     assert_close(probability_within(p, 0.0), p)
 
 
-@pytest.mark.parametrize(("p", "kl"), [(0.0, 0.01), (1.0, 0.01), (0.5, -0.01)])
-def test_refuses_what_is_no_probability_or_no_kl(p, kl):
-    with pytest.raises(ValueError, match="p must be between 0 and 1"):
-        probability_within(tensor(p), kl)
+def test_what_is_no_probability_is_nan_in_its_row_alone():
+    found = probability_within(tensor([0.0, 1.0, -0.5, 1.5, nan, 0.5]), 0.01)
+    assert found[:-1].isnan().all()
+    assert found[-1].isfinite()
+
+
+@pytest.mark.parametrize("kl", [-0.01, nan])
+def test_refuses_what_is_no_kl(kl):
+    with pytest.raises(ValueError, match="kl is"):
+        probability_within(tensor(0.5), kl)
+
+
+def test_the_most_probability_is_a_constant():
+    p = tensor([0.5, 0.1], requires_grad=True)
+    assert not probability_within(p, 0.01).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_twelve_orders_of_magnitude_of_p_and_of_the_kl(dtype):
+    p = tensor([1e-12, 1e-6, 1e-3, 0.5, 1 - 1e-6], dtype=dtype)
+    for kl in (1e-12, 1e-6, 1e-2, 1.0):
+        most = probability_within(p, kl)
+        exact = probability_within(p.double(), kl)
+        assert_close(most.double(), exact, rtol=1e-5, atol=0)  # of the log-odds
+        assert (most >= p * (1 - 1e-6)).all()
+
+
+def test_a_nearly_sure_policy_keeps_the_digits_of_its_curvature():
+    logits = tensor([0.0, -30.0, -31.0])
+    exact = fisher_of_logits(logits.double())
+    assert_close(fisher_of_logits(logits).double(), exact, rtol=1e-5, atol=0)
+
+
+def test_what_p_never_does_is_not_read():
+    logits = tensor([1.0, 0.0, -inf])
+    for junk in (inf, -inf, nan):
+        step = tensor([0.3, -0.2, junk])
+        assert_close(quadratic_kl(logits, step), quadratic_kl(logits[:2], step[:2]))
+        product = fisher_vector_product(logits, step)
+        assert_close(product[:2], fisher_vector_product(logits[:2], step[:2]))
+        assert product[2] == 0

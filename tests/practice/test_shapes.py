@@ -49,8 +49,21 @@ def test_the_curvature_at_the_same_policy_is_the_fisher_information():
 
 
 def test_refuses_batches_that_differ():
-    with pytest.raises(ValueError, match=r"P has batches \[4\], Q \[4, 1\]"):
+    with pytest.raises(ValueError, match=r"P has shapes \[\[4\], .* Q has \[\[4, 1\]"):
         kl_per_action(normal(4), normal(4, 1), 1)
+
+
+def test_refuses_three_actions_beside_one():
+    p, q = (Categorical(logits=torch.zeros(4, n)) for n in (3, 1))
+    assert kl_divergence(p, q).shape == (4,)  # torch stretches the one
+    with pytest.raises(ValueError, match="P has shapes"):
+        kl_per_action(p, q, 0)
+
+
+@pytest.mark.parametrize("dims", [-1, 3])
+def test_refuses_more_dimensions_than_there_are_axes(dims):
+    with pytest.raises(ValueError, match=rf"dims is {dims}, and the batch is \[4, 2\]"):
+        kl_per_action(normal(4, 2), normal(4, 2), dims)
 
 
 def test_refuses_independent_beside_plain():
