@@ -1,4 +1,4 @@
-"""AWR and AWAC: a KL constraint solved in closed form, then fitted to data.
+"""AWR and AWAC: the optimal policy for a KL to the data, then fitted to samples of it.
 
 Source: Peng et al., Advantage-Weighted Regression, arXiv:1910.00177; Nair et al., AWAC,
 arXiv:2006.09359, which takes the advantage from a learned Q.
@@ -9,105 +9,92 @@ import math
 import torch
 from torch import Tensor
 
-
-def improved_policy(
-    behaviour_logits: Tensor, advantages: Tensor, beta: float
-) -> Tensor:
-    """Log-probabilities of behaviour · exp(A / beta) / Z, per state, in nats.
-
-    The best policy at a price of beta per nat of KL(new || behaviour).
-
-    Args:
-        behaviour_logits: Logits of what collected the data, `(*batch, actions)`.
-        advantages: Of each action, likewise; finite.
-        beta: The temperature.
-
-    Returns:
-        Normalised log-probabilities, `(*batch, actions)`.
-    """
-    return (behaviour_logits.log_softmax(-1) + advantages / beta).log_softmax(-1)
+from snippets.algorithms.regularised.optimal_policy import optimal_policy
+from snippets.foundations.contract import (
+    check_floating,
+    check_mask,
+    check_positive,
+    check_tensors,
+    widen,
+)
 
 
-def constraint_divergence(optimum_logits: Tensor, behaviour_logits: Tensor) -> Tensor:
-    """KL(optimum || behaviour) in nats, per state: what the constraint bounds.
+def clipped_weights(*, advantages: Tensor, beta: float, limit: float) -> Tensor:
+    """exp(advantage / beta), at most `limit`, without unit: AWR's weights.
+
+    Never overflows. Where nothing is clipped, their mean over the behaviour's actions
+    is Z. Half precision is computed in float32 and rounded once.
 
     Args:
-        optimum_logits: What `improved_policy` gives, `(*batch, actions)`.
-        behaviour_logits: Logits of what collected the data, likewise.
-
-    Returns:
-        One divergence per state, `(*batch)`.
-    """
-    optimum = optimum_logits.log_softmax(-1)
-    behaviour = behaviour_logits.log_softmax(-1)
-    log_ratio = (optimum - behaviour).masked_fill(optimum.isneginf(), 0.0)
-    return (optimum.exp() * log_ratio).sum(-1)
-
-
-def projection_divergence(optimum_logits: Tensor, new_logits: Tensor) -> Tensor:
-    """KL(optimum || new) in nats, per state: what the regression minimises.
-
-    Args:
-        optimum_logits: What `improved_policy` gives, `(*batch, actions)`.
-        new_logits: Logits of the policy that is fitted, likewise.
-
-    Returns:
-        One divergence per state, `(*batch)`.
-    """
-    optimum, new = optimum_logits.log_softmax(-1), new_logits.log_softmax(-1)
-    log_ratio = (optimum - new).masked_fill(optimum.isneginf(), 0.0)
-    return (optimum.exp() * log_ratio).sum(-1)
-
-
-def clipped_weights(advantages: Tensor, beta: float, limit: float) -> Tensor:
-    """exp(A / beta), at most `limit`, of sampled actions; AWR's weights.
-
-    Never overflows. Where nothing is clipped their mean over the behaviour's
-    actions is Z.
-
-    Args:
-        advantages: Of sampled actions, any shape.
-        beta: The temperature.
+        advantages: Advantage of each sampled action, `(*batch)`.
+        beta: The temperature: the KL coefficient, in units of reward.
         limit: The largest weight.
 
     Returns:
-        Weights, the shape of the advantages; without gradient.
+        One weight per sample, `(*batch)`; a constant, without gradient.
 
     Raises:
-        ValueError: If the limit is not positive.
+        ValueError: If beta or the limit is not positive, or the advantages are
+            integers.
     """
-    if not limit > 0:
-        raise ValueError(f"limit is {limit}, not positive")
-    exponent = advantages.detach() / beta
-    ceiling = torch.full_like(exponent, math.log(limit))
-    return torch.minimum(exponent, ceiling).exp()
+    check_floating(advantages=advantages)
+    check_positive(beta=beta, limit=limit)
+    dtype, (advantages,) = widen(advantages.detach())
+    # --8<-- [start:clipped]
+    weights = (advantages / beta).clamp(max=math.log(limit)).exp()  # (*batch)
+    # --8<-- [end:clipped]
+    return weights.to(dtype)
 
 
-def batch_weights(advantages: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """softmax(A / beta) over the batch, times its size; AWAC's weights in code.
+def batch_weights(*, advantages: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """softmax(advantage / beta) over a batch, times its size, without unit: AWAC's.
 
-    Their mean over the samples present is 1, and each is below their number.
+    Their mean over the samples present is 1, and each is at most their number. What
+    stands under the mask is not read; a row without samples is `nan`. Half precision
+    is computed in float32 and rounded once.
 
     Args:
-        advantages: Of sampled actions, `(samples)`, over many states.
-        mask: True where a sample is present, likewise.
-        beta: The temperature.
+        advantages: Advantage of each sampled action, `(*batch, samples)`, over many
+            states.
+        mask: True where a sample is present, `(*batch, samples)`.
+        beta: The temperature: the KL coefficient, in units of reward.
 
     Returns:
-        Weights, `(samples)`, zero where absent; without gradient.
+        One weight per sample, `(*batch, samples)`, 0 where absent; a constant,
+        without gradient.
+
+    Raises:
+        ValueError: If beta is not positive, the mask is not boolean, or the shapes
+            differ.
     """
-    scores = (advantages.detach() / beta).masked_fill(~mask, -math.inf)
-    return scores.softmax(-1) * mask.sum(-1, keepdim=True)
+    check_mask(mask, advantages=advantages)
+    dtype, (advantages,) = widen(advantages.detach())
+    # --8<-- [start:batch]
+    present = torch.zeros_like(advantages).masked_fill(~mask, -math.inf)
+    shares = optimal_policy(ref_logits=present, rewards=advantages, beta=beta).exp()
+    weights = shares * mask.sum(-1, keepdim=True)  # (*batch, samples)
+    # --8<-- [end:batch]
+    return weights.to(dtype)
 
 
-def regression_loss(weights: Tensor, new_log_probs: Tensor) -> Tensor:
-    """Weighted negative log-likelihood in nats, per sample.
+def regression_loss(*, weights: Tensor, new_log_probs: Tensor) -> Tensor:
+    """Weight times negative log-likelihood, in nats, per sample.
+
+    A sample of weight 0 is not read, and has no gradient.
 
     Args:
-        weights: Of sampled actions, any shape.
-        new_log_probs: Of the same actions under the new policy, likewise.
+        weights: Weight of each sampled action, a constant, `(*batch)`.
+        new_log_probs: Log-probability of the same actions under the policy that
+            learns, `(*batch)`.
 
     Returns:
-        One loss per sample; zero where the weight is.
+        One loss per sample, `(*batch)`, to be minimised.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    return -torch.where(weights > 0, weights * new_log_probs, 0.0)
+    check_tensors(weights=weights, new_log_probs=new_log_probs)
+    # --8<-- [start:regression]
+    weights = weights.detach()
+    return -weights * new_log_probs.where(weights > 0, 0.0)  # (*batch)
+    # --8<-- [end:regression]

@@ -6,91 +6,79 @@ arXiv:1911.11361; Kumar et al., arXiv:1906.00949 (BEAR).
 
 from torch import Tensor
 
-
-def behaviour_divergence(new_logits: Tensor, behaviour_logits: Tensor) -> Tensor:
-    """KL(new || behaviour) in nats, per state, exact over the actions.
-
-    `inf` where the new policy does what the behaviour never does.
-
-    Args:
-        new_logits: Logits of the policy that learns, `(*batch, actions)`.
-        behaviour_logits: Logits of the cloned behaviour, likewise.
-
-    Returns:
-        One divergence per state, `(*batch)`.
-    """
-    new, behaviour = new_logits.log_softmax(-1), behaviour_logits.log_softmax(-1)
-    log_ratio = (new - behaviour).masked_fill(new.isneginf(), 0.0)
-    return (new.exp() * log_ratio).sum(-1)
+from snippets.estimate.placement import kl_penalty
+from snippets.foundations.contract import (
+    check_floating,
+    check_positive,
+    check_tensors,
+    widen,
+)
 
 
-def sampled_divergence(new_log_probs: Tensor, behaviour_log_probs: Tensor) -> Tensor:
-    """The k1 estimate of KL(new || behaviour) in nats, per state.
+def kl_penalised_value(*, action_values: Tensor, kl: Tensor, alpha: float) -> Tensor:
+    """Q less alpha times the KL in the same state, in units of Q.
 
-    A mean of log-ratios, so it can be negative; unbiased if the new policy drew
-    the actions.
-
-    Args:
-        new_log_probs: Of actions that the new policy drew, `(*batch, samples)`.
-        behaviour_log_probs: Of the same actions, likewise.
-
-    Returns:
-        One estimate per state, `(*batch)`.
-    """
-    return (new_log_probs - behaviour_log_probs).mean(-1)
-
-
-def penalised_target(next_values: Tensor, divergence: Tensor, alpha: float) -> Tensor:
-    """Next value less alpha times the KL in the next state: the value penalty.
-
-    Args:
-        next_values: Target Q of the new policy's action, `(*batch)`.
-        divergence: KL(new || behaviour) in the same state, likewise, in nats.
-        alpha: The price of a nat.
-
-    Returns:
-        What the Bellman target discounts, `(*batch)`.
-    """
-    return next_values - alpha * divergence
-
-
-def penalised_loss(action_values: Tensor, divergence: Tensor, alpha: float) -> Tensor:
-    """The policy penalty, alpha times the KL less Q, to be minimised.
+    Of the next state, it is what BRAC's Bellman target discounts (value penalty).
+    Minus it, in this state, is BRAC's policy loss (policy penalty). With an alpha of 0
+    it is Q, even where the KL is `inf`. Half precision is computed in float32 and
+    rounded once.
 
     Args:
         action_values: Q of the new policy's action, `(*batch)`.
-        divergence: KL(new || behaviour) in the same state, likewise, in nats.
-        alpha: The price of a nat.
+        kl: KL(new || behaviour) in the same state, in nats, `(*batch)`.
+        alpha: The KL coefficient, in units of Q, at least 0.
 
     Returns:
-        One loss per state, `(*batch)`.
+        One value per state, `(*batch)`.
+
+    Raises:
+        ValueError: If alpha is negative, the shapes differ, or one is an integer
+            tensor.
     """
-    return alpha * divergence - action_values
+    check_tensors(action_values=action_values, kl=kl)
+    if not alpha >= 0:
+        raise ValueError(f"alpha is {alpha}, and must be at least 0")
+    dtype, (action_values, kl) = widen(action_values, kl)
+    return (action_values - kl_penalty(kl, alpha)).to(dtype)
 
 
-def squared_discrepancy(
-    new_actions: Tensor, behaviour_actions: Tensor, sigma: float
+def squared_mmd(
+    *, new_actions: Tensor, behaviour_actions: Tensor, sigma: float
 ) -> Tensor:
     """Squared MMD between two sets of actions, Laplacian kernel; it has no unit.
 
-    Exactly zero for identical sets, at most 2, finite for disjoint ones. It sees
-    samples alone: no density is needed.
+    Exactly zero for identical sets, at most 2, finite for disjoint ones. For nearly
+    identical sets it can round below zero. It sees samples alone: no density is
+    needed. Half precision is computed in float32 and rounded once.
 
     Args:
         new_actions: Drawn by the new policy, `(*batch, samples, dims)`.
-        behaviour_actions: Drawn by the cloned behaviour, likewise; the number of
-            samples may differ.
-        sigma: Width of the kernel exp(-|x - y| / (2 sigma)), in action units.
+        behaviour_actions: Drawn by the cloned behaviour, `(*batch, others, dims)`; the
+            number of samples may differ.
+        sigma: Width of the kernel exp(-|x - y| / (2 sigma)), in units of action.
 
     Returns:
         One number per state, `(*batch)`.
+
+    Raises:
+        ValueError: If sigma is not positive, batches or dims differ, or one is an
+            integer tensor.
     """
+    check_positive(sigma=sigma)
+    check_floating(new_actions=new_actions, behaviour_actions=behaviour_actions)
+    of_new, of_other = [*new_actions.shape], [*behaviour_actions.shape]
+    if of_new[:-2] != of_other[:-2] or of_new[-1:] != of_other[-1:] or not of_new[1:]:
+        raise ValueError(f"new_actions is {of_new}, behaviour_actions is {of_other}")
+    dtype, (new, other) = widen(new_actions, behaviour_actions)
+    # --8<-- [start:mmd]
+    within = _similarity(new, new, sigma) + _similarity(other, other, sigma)
+    squared = within - 2 * _similarity(new, other, sigma)  # (*batch)
+    # --8<-- [end:mmd]
+    return squared.to(dtype)
 
-    def similarity(left: Tensor, right: Tensor) -> Tensor:
-        gaps = left[..., :, None, :] - right[..., None, :, :]
-        distances = gaps.abs().sum(-1)  # (*batch, samples, samples)
-        return (-distances / (2 * sigma)).exp().mean((-2, -1))
 
-    among_new = similarity(new_actions, new_actions)
-    among_behaviour = similarity(behaviour_actions, behaviour_actions)
-    return among_new + among_behaviour - 2 * similarity(new_actions, behaviour_actions)
+def _similarity(left: Tensor, right: Tensor, sigma: float) -> Tensor:
+    """The mean of the kernel over all pairs, `(*batch)`."""
+    gaps = left[..., :, None, :] - right[..., None, :, :]
+    distances = gaps.abs().sum(-1)  # (*batch, samples, others)
+    return (-distances / (2 * sigma)).exp().mean((-2, -1))

@@ -1,4 +1,4 @@
-"""KL control: planning where every step away from a default policy is paid in nats.
+"""KL control: planning where each step away from a reference policy costs its KL.
 
 Source: Todorov, Linearly-solvable Markov decision problems, NIPS 2006, and Kappen,
 Gómez and Opper, arXiv:0901.0633; the sampled form is MPPI, Williams et al., Information
@@ -8,9 +8,44 @@ Theoretic MPC for Model-Based Reinforcement Learning, ICRA 2017.
 import torch
 from torch import Tensor
 
+from snippets.algorithms.regularised.optimal_policy import (
+    optimal_policy,
+    optimal_value,
+)
+from snippets.foundations.contract import (
+    check_floating,
+    check_positive,
+    check_tensors,
+    nan_outside,
+    widen,
+)
 
-# --8<-- [start:backup]
+
+def expected_next_value(*, transitions: Tensor, values: Tensor) -> Tensor:
+    """The mean value of the next state, in units of reward, per state and action.
+
+    Args:
+        transitions: Probabilities of the next state, `(states, actions, states)`.
+        values: Value of each state, `(*batch, states)`.
+
+    Returns:
+        One mean per state and action, `(*batch, states, actions)`.
+
+    Raises:
+        ValueError: If the numbers of states differ, or one is an integer tensor.
+    """
+    check_floating(transitions=transitions, values=values)
+    of_transitions, of_values = [*transitions.shape], [*values.shape]
+    if transitions.ndim != 3 or of_transitions[0] != of_transitions[2]:
+        raise ValueError(f"transitions is {of_transitions}, not (states, actions, …)")
+    if of_values[-1:] != of_transitions[2:]:
+        raise ValueError(f"values is {of_values}, transitions is {of_transitions}")
+    dtype, (transitions, values) = widen(transitions, values)
+    return torch.einsum("san,...n->...sa", transitions, values).to(dtype)
+
+
 def soft_backup(
+    *,
     ref_logits: Tensor,
     rewards: Tensor,
     transitions: Tensor,
@@ -19,84 +54,100 @@ def soft_backup(
 ) -> tuple[Tensor, Tensor]:
     """The best policy of one step, as log-probabilities, and the values it leaves.
 
-    The value is that of reward less beta · KL(new || ref), from here on.
+    The value is the best of reward less beta KL(new || ref), from here on.
 
     Args:
-        ref_logits: Logits of the default policy, `(states, actions)`.
-        rewards: Likewise; finite.
+        ref_logits: Logits of the reference policy, `(states, actions)`.
+        rewards: Reward of each state and action, `(states, actions)`; finite.
         transitions: Probabilities of the next state, `(states, actions, states)`.
         next_values: Value of each next state, discounted, `(*batch, states)`.
-        beta: The price of a nat, in units of reward.
+        beta: The KL coefficient, in units of reward.
 
     Returns:
         Log-probabilities, `(*batch, states, actions)`, and values, `(*batch, states)`.
 
     Raises:
-        ValueError: If beta is not positive.
+        ValueError: If beta is not positive, the shapes do not fit, or a tensor is an
+            integer one.
     """
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}, not positive")
-    worth = rewards + torch.einsum("san,...n->...sa", transitions, next_values)
-    scores = ref_logits.log_softmax(-1) + worth / beta
-    return scores.log_softmax(-1), beta * scores.logsumexp(-1)
+    check_tensors(2, rewards=rewards, ref_logits=ref_logits)
+    check_floating(next_values=next_values)
+    shapes = f"rewards is {[*rewards.shape]}, transitions {[*transitions.shape]}"
+    if rewards.shape != transitions.shape[:2]:
+        raise ValueError(shapes)
+    if next_values.shape[-1:] != rewards.shape[:1]:
+        raise ValueError(f"next_values is {[*next_values.shape]}, and {shapes}")
+    # --8<-- [start:backup]
+    after = expected_next_value(transitions=transitions, values=next_values)
+    worth = rewards + after  # (*batch, states, actions)
+    ref = ref_logits.expand(worth.shape)
+    policy = optimal_policy(ref_logits=ref, rewards=worth, beta=beta)
+    values = optimal_value(ref_logits=ref, rewards=worth, beta=beta)
+    # --8<-- [end:backup]
+    return policy, values
 
 
-def control_divergence(new_logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """KL(new || ref) in nats, per state: what each step is charged for.
+def path_weights(*, returns: Tensor, beta: float) -> Tensor:
+    """softmax(return / beta) over sampled plans, without unit; they sum to 1.
+
+    The optimal policy whose reference is the sample itself.
 
     Args:
-        new_logits: Logits of the controlled policy, `(*batch, states, actions)`.
-        ref_logits: Logits of the default policy, likewise.
-
-    Returns:
-        One divergence per state, `(*batch, states)`.
-    """
-    new, ref = new_logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    log_ratio = (new - ref).masked_fill(new.isneginf(), 0.0)
-    return (new.exp() * log_ratio).sum(-1)
-
-
-# --8<-- [end:backup]
-
-
-# --8<-- [start:sampled]
-def path_weights(returns: Tensor, beta: float) -> Tensor:
-    """softmax(return / beta) over sampled plans; they sum to 1.
-
-    Args:
-        returns: Of plans drawn around the current one, `(*batch, samples)`.
-        beta: The temperature, in units of return.
+        returns: Return of each plan drawn around the current one, `(*batch, samples)`;
+            finite.
+        beta: The temperature, in units of return: MPPI's lambda.
 
     Returns:
         Weights, `(*batch, samples)`.
+
+    Raises:
+        ValueError: If beta is not positive, or the returns are integers.
     """
-    return (returns / beta).softmax(-1)
+    check_floating(returns=returns)
+    drawn = torch.zeros_like(returns)
+    return optimal_policy(ref_logits=drawn, rewards=returns, beta=beta).exp()
 
 
-def anchored_returns(
-    returns: Tensor, noise: Tensor, mean: Tensor, std: Tensor, beta: float
+def corrected_returns(
+    *, returns: Tensor, noise: Tensor, mean: Tensor, std: Tensor, beta: float
 ) -> Tensor:
-    """Returns less the cost of having drawn the plans away from the default.
+    """Returns plus beta times log(reference / sampler) of each plan, up to a constant.
 
-    With it the weights aim at the optimum of KL(plans || zero-mean plans), wherever
-    the current plan is; without it, the anchor moves along with the plan.
+    The reference draws plans of mean 0; the sampler draws them around the current
+    plan. With the correction the weights aim at the optimum for KL(plans || reference)
+    wherever the current plan is; without it the reference moves along with the plan. A
+    standard deviation that is not positive gives `nan`.
 
     Args:
-        returns: Of plans `mean + noise`, `(*batch, samples)`.
+        returns: Return of each plan `mean + noise`, `(*batch, samples)`.
         noise: What was added to the mean, `(*batch, samples, dims)`.
         mean: The current plan, flattened, `(*batch, dims)`.
-        std: Standard deviation of the noise, `(dims)`.
-        beta: The temperature, in units of return.
+        std: Standard deviation of the noise, `(dims,)`.
+        beta: The temperature, in units of return: MPPI's lambda.
 
     Returns:
         Corrected returns, `(*batch, samples)`.
+
+    Raises:
+        ValueError: If beta is not positive, the shapes do not fit, or a tensor is an
+            integer one.
     """
+    check_positive(beta=beta)
+    _check_plans(noise, mean, returns=returns)
+    if std.shape != noise.shape[-1:]:
+        raise ValueError(f"std is {[*std.shape]}, noise is {[*noise.shape]}")
+    dtype, (returns, noise, mean, std) = widen(returns, noise, mean, std)
+    # --8<-- [start:corrected]
     pull = noise @ (mean / std.square())[..., None]  # (*batch, samples, 1)
-    return returns - beta * pull[..., 0]
+    corrected = returns - beta * pull[..., 0]
+    # --8<-- [end:corrected]
+    return nan_outside(corrected, (std > 0).all()).to(dtype)
 
 
-def updated_mean(weights: Tensor, noise: Tensor, mean: Tensor) -> Tensor:
-    """The Gaussian nearest to the weighted plans in KL(weighted || Gaussian): its mean.
+def updated_mean(*, weights: Tensor, noise: Tensor, mean: Tensor) -> Tensor:
+    """The mean of the Gaussian nearest to the weighted plans, in units of action.
+
+    Nearest in KL(weighted plans || Gaussian), whatever its standard deviation.
 
     Args:
         weights: What `path_weights` gives, `(*batch, samples)`.
@@ -105,27 +156,23 @@ def updated_mean(weights: Tensor, noise: Tensor, mean: Tensor) -> Tensor:
 
     Returns:
         The new plan, `(*batch, dims)`.
+
+    Raises:
+        ValueError: If the shapes do not fit, or a tensor is an integer one.
     """
-    return mean + (weights[..., None] * noise).sum(-2)
+    _check_plans(noise, mean, weights=weights)
+    dtype, (weights, noise, mean) = widen(weights, noise, mean)
+    # --8<-- [start:mean]
+    plan = mean + (weights[..., None] * noise).sum(-2)  # (*batch, dims)
+    # --8<-- [end:mean]
+    return plan.to(dtype)
 
 
-def projection_divergence(
-    optimum_mean: Tensor, optimum_std: Tensor, new_mean: Tensor, new_std: Tensor
-) -> Tensor:
-    """KL(optimum || new) in nats of Gaussians over plans, summed over the dims.
-
-    Args:
-        optimum_mean: Mean of the best plans, `(*batch, dims)`.
-        optimum_std: Their standard deviation, likewise or `(dims)`.
-        new_mean: Mean of the plans that are drawn next, likewise.
-        new_std: Their standard deviation, likewise or `(dims)`.
-
-    Returns:
-        One divergence per row, `(*batch)`.
-    """
-    ratio = optimum_std / new_std
-    moved = (optimum_mean - new_mean) / new_std
-    return 0.5 * (ratio.square() - 1 - 2 * ratio.log() + moved.square()).sum(-1)
-
-
-# --8<-- [end:sampled]
+def _check_plans(noise: Tensor, mean: Tensor, **samples: Tensor) -> None:
+    """Refuse a plan, or numbers per sample, that do not fit the noise."""
+    check_floating(noise=noise, mean=mean, **samples)
+    if noise.ndim < 2 or mean.shape != noise.shape[:-2] + noise.shape[-1:]:
+        raise ValueError(f"mean is {[*mean.shape]}, noise is {[*noise.shape]}")
+    for name, x in samples.items():
+        if x.shape != noise.shape[:-1]:
+            raise ValueError(f"{name} is {[*x.shape]}, noise is {[*noise.shape]}")

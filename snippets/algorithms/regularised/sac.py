@@ -1,117 +1,142 @@
 """The policy step of soft actor-critic: a reverse KL to the Boltzmann policy.
 
-Source: Haarnoja et al., Soft Actor-Critic, arXiv:1801.01290; the learned temperature
-is that of arXiv:1812.05905.
+Source: Haarnoja et al., Soft Actor-Critic, arXiv:1801.01290, equation 4; the learned
+temperature is that of arXiv:1812.05905.
 """
 
-import math
-
-import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+
+from snippets.algorithms.regularised.kl_control import expected_next_value
+from snippets.estimate.placement import kl_penalty
+from snippets.exact.tanh_gaussian import tanh_log_density
+from snippets.foundations.contract import check_floating, check_tensors, widen
+from snippets.foundations.entropy import entropy
 
 
-# --8<-- [start:exact]
-def boltzmann_divergence(
-    new_logits: Tensor, action_values: Tensor, alpha: float
-) -> Tensor:
-    """KL(new || exp(Q / alpha) / Z) in nats, per state, exact over the actions.
-
-    An action with a logit of `-inf` adds nothing, and takes no part in Z.
-
-    Args:
-        new_logits: Logits of the policy that learns, `(*batch, actions)`.
-        action_values: Soft Q of each action, likewise; finite.
-        alpha: The temperature: the price of a nat of entropy.
-
-    Returns:
-        One divergence per state, `(*batch)`.
-    """
-    new = new_logits.log_softmax(-1)
-    absent = new.isneginf()
-    best = (action_values / alpha).masked_fill(absent, -math.inf).log_softmax(-1)
-    return (new.exp() * (new - best).masked_fill(absent, 0.0)).sum(-1)
-
-
-# --8<-- [end:exact]
-
-
-# --8<-- [start:sampled]
 def squashed_sample(
-    new_mean: Tensor, new_log_std: Tensor, noise: Tensor
+    *, new_mean: Tensor, new_log_std: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Actions in (-1, 1), and their log-densities in nats, from noise.
 
-    The log-density is that of the action after the tanh, finite wherever the
-    action before it is.
+    The log-density is that of the action after the tanh, finite wherever the number
+    before it is. Half precision is computed in float32 and rounded once.
 
     Args:
         new_mean: Mean before the tanh, `(*batch, dims)`.
-        new_log_std: Log standard deviation before the tanh, likewise or `(dims)`.
-        noise: Standard normal, `(*batch, dims)`; gradients flow past it.
+        new_log_std: Log standard deviation before the tanh, `(*batch, dims)`.
+        noise: Standard normal, `(*batch, dims)`; the gradient of the actions flows to
+            mean and deviation past it.
 
     Returns:
         Actions, `(*batch, dims)`, and one log-density per action, `(*batch)`.
+
+    Raises:
+        ValueError: If the shapes differ, or one is an integer tensor.
     """
-    before = new_mean + new_log_std.exp() * noise
-    normal = -0.5 * noise.square() - new_log_std - 0.5 * math.log(2 * math.pi)
-    # log(1 - tanh(x)^2), without the difference that rounds to zero.
-    shrunk = 2 * (math.log(2) - before - softplus(-2 * before))
-    return before.tanh(), (normal - shrunk).sum(-1)
+    check_tensors(1, new_mean=new_mean, new_log_std=new_log_std, noise=noise)
+    dtype, (mean, log_std, noise) = widen(new_mean, new_log_std, noise)
+    # --8<-- [start:sample]
+    std = log_std.exp()
+    before = mean + std * noise  # (*batch, dims)
+    # The density at the Gaussian's own mean, less noise^2 / 2: the noise is at hand,
+    # and (before - mean) / std would lose its digits where std is small.
+    peak = tanh_log_density(mean=before, std=std, before=before)  # (*batch)
+    log_probs = peak - noise.square().sum(-1) / 2
+    # --8<-- [end:sample]
+    return before.tanh().to(dtype), log_probs.to(dtype)
 
 
-def policy_loss(new_log_probs: Tensor, action_values: Tensor, alpha: float) -> Tensor:
-    """The loss alpha · log π - Q, in units of Q, of the new policy's own actions.
+def sac_policy_loss(
+    *, new_log_probs: Tensor, action_values: Tensor, alpha: float | Tensor
+) -> Tensor:
+    """The loss alpha log pi - Q, in units of Q, of the new policy's own actions.
 
-    Its mean is alpha · KL(new || Boltzmann) less alpha · log Z. The action carries
-    the gradient: it must be reparameterised, and Q a function of it.
+    Its mean is alpha KL(new || Boltzmann) less alpha log Z. The action carries the
+    gradient: it must be reparameterised, and Q a function of it. Half precision is
+    computed in float32 and rounded once.
 
     Args:
-        new_log_probs: Log-density of one action per state, `(*batch)`, in nats.
+        new_log_probs: Log-density of one action per state, in nats, `(*batch)`.
         action_values: Q of the same actions, `(*batch)`.
-        alpha: The temperature.
+        alpha: The temperature, at least 0; a scalar tensor counts as a constant.
 
     Returns:
-        One loss per state, `(*batch)`.
+        One loss per state, `(*batch)`, to be minimised.
+
+    Raises:
+        ValueError: If alpha is a negative number or a tensor with axes, the shapes
+            differ, or one is an integer tensor.
     """
-    return alpha * new_log_probs - action_values
+    check_tensors(new_log_probs=new_log_probs, action_values=action_values)
+    dtype, (log_probs, q) = widen(new_log_probs, action_values)
+    _check_temperature(alpha)
+    if isinstance(alpha, Tensor):
+        penalty = alpha.detach() * log_probs
+    else:
+        penalty = kl_penalty(log_probs, alpha)
+    return (penalty - q).to(dtype)
 
 
-def temperature_loss(
-    log_alpha: Tensor, new_log_probs: Tensor, target_entropy: float
+def sac_temperature_loss(
+    *, log_alpha: Tensor, new_log_probs: Tensor, target_entropy: float
 ) -> Tensor:
-    """An estimate of alpha · (entropy - target), in nats, whose descent moves alpha.
+    """An estimate of alpha (entropy - target), in nats, whose descent moves alpha.
 
-    The temperature falls while the policy is more random than asked, and rises
-    while it is less. Gradients flow to `log_alpha` alone.
+    The temperature falls while the policy is more random than asked, and rises while
+    it is less. Half precision is computed in float32 and rounded once.
 
     Args:
-        log_alpha: Log of the temperature, a scalar.
-        new_log_probs: Log-density of sampled actions, `(*batch)`, in nats.
+        log_alpha: Log of the temperature, `()`; the gradient is for it alone.
+        new_log_probs: Log-density of sampled actions, in nats, `(*batch)`.
         target_entropy: In nats; minus the number of dimensions, by habit.
 
     Returns:
-        One loss per state, `(*batch)`.
+        One loss per state, `(*batch)`, to be minimised.
+
+    Raises:
+        ValueError: If log_alpha has axes, or one is an integer tensor.
     """
-    return -log_alpha.exp() * (new_log_probs.detach() + target_entropy)
+    check_floating(log_alpha=log_alpha, new_log_probs=new_log_probs)
+    if log_alpha.ndim:
+        raise ValueError(f"log_alpha is {[*log_alpha.shape]}, and must be a scalar")
+    dtype, (log_alpha, log_probs) = widen(log_alpha, new_log_probs.detach())
+    # --8<-- [start:temperature]
+    excess = -log_probs - target_entropy  # of entropy, by one sample
+    loss = log_alpha.exp() * excess  # (*batch)
+    # --8<-- [end:temperature]
+    return loss.to(dtype)
 
 
-# --8<-- [end:sampled]
-
-
-def entropy_reward(new_logits: Tensor, transitions: Tensor, alpha: float) -> Tensor:
-    """The entropy that waits in the next state, times alpha, per state and action.
+def entropy_reward(*, new_logits: Tensor, transitions: Tensor, alpha: float) -> Tensor:
+    """The entropy of the next state's policy, times alpha, in units of reward.
 
     Add discount times this to the rewards, and ordinary action values become soft.
 
     Args:
         new_logits: Logits of the policy, `(*batch, states, actions)`.
         transitions: Probabilities of the next state, `(states, actions, states)`.
-        alpha: The temperature.
+        alpha: The temperature, at least 0.
 
     Returns:
-        Expected bonus, `(*batch, states, actions)`, in units of reward.
+        Expected bonus, `(*batch, states, actions)`.
+
+    Raises:
+        ValueError: If alpha is negative, the shapes do not fit, or one is an integer
+            tensor.
     """
-    new = new_logits.log_softmax(-1)
-    entropy = -(new.exp() * new.masked_fill(new.isneginf(), 0.0)).sum(-1)
-    return alpha * torch.einsum("san,...n->...sa", transitions, entropy)
+    _check_temperature(alpha)
+    check_floating(new_logits=new_logits)
+    if new_logits.shape[-2:] != transitions.shape[:2]:
+        shapes = f"{[*new_logits.shape]}, transitions is {[*transitions.shape]}"
+        raise ValueError(f"new_logits is {shapes}")
+    bonus = kl_penalty(entropy(new_logits), alpha)  # (*batch, states)
+    return expected_next_value(transitions=transitions, values=bonus)
+
+
+def _check_temperature(alpha: float | Tensor) -> None:
+    """Refuse a negative number, and a tensor with axes."""
+    if isinstance(alpha, Tensor):
+        if alpha.ndim:
+            raise ValueError(f"alpha is {[*alpha.shape]}, and must be a scalar")
+    elif not alpha >= 0:
+        raise ValueError(f"alpha is {alpha}, and must be at least 0")

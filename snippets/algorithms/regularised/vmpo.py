@@ -1,7 +1,7 @@
 """V-MPO: the better half of a batch, weighted, inside a trust region.
 
 Source: Song et al., V-MPO: On-Policy Maximum a Posteriori Policy Optimization for
-Discrete and Continuous Control, arXiv:1909.12238.
+Discrete and Continuous Control, arXiv:1909.12238, equations 13 to 15.
 """
 
 import math
@@ -9,109 +9,104 @@ import math
 import torch
 from torch import Tensor
 
+from snippets.algorithms.regularised.mpo import temperature_dual
+from snippets.algorithms.regularised.optimal_policy import optimal_policy
+from snippets.foundations.contract import check_mask
 
-def top_half(advantages: Tensor, mask: Tensor) -> Tensor:
+
+def top_half(*, advantages: Tensor, mask: Tensor) -> Tensor:
     """Which samples have the higher advantages: half of those present, rounded up.
 
-    Of equal advantages, the earlier sample counts as higher.
+    Of equal advantages, the earlier sample counts as higher. What stands under the
+    mask is not read; of a row without samples, none is kept.
 
     Args:
-        advantages: One per state and action, `(*batch, samples)`; finite.
-        mask: True where a sample is present, likewise.
+        advantages: Advantage of each state and action, `(*batch, samples)`; finite.
+        mask: True where a sample is present, `(*batch, samples)`.
 
     Returns:
         True for the samples to keep, `(*batch, samples)`.
 
     Raises:
-        ValueError: If the mask leaves a row without samples.
+        ValueError: If the mask is not boolean, or the shapes differ.
     """
-    present = mask.sum(-1, keepdim=True)  # (*batch, 1)
-    if (present == 0).any():
-        raise ValueError("mask leaves a row without samples")
+    check_mask(mask, advantages=advantages)
+    # --8<-- [start:half]
     ordered = advantages.masked_fill(~mask, -math.inf)
     order = ordered.argsort(stable=True, dim=-1, descending=True)
-    rank: Tensor = order.argsort(-1)
-    return rank < (present + 1) // 2
+    rank: Tensor = order.argsort(-1)  # 0 is the highest
+    kept = rank < (mask.sum(-1, keepdim=True) + 1) // 2
+    # --8<-- [end:half]
+    return kept & mask
 
 
-def sample_weights(advantages: Tensor, kept: Tensor, eta: Tensor) -> Tensor:
-    """Weights of the samples, softmax(A / eta) over those kept; they sum to 1.
-
-    Args:
-        advantages: One per state and action, `(*batch, samples)`.
-        kept: What `top_half` gives.
-        eta: The temperature, a positive scalar.
-
-    Returns:
-        Weights, `(*batch, samples)`, zero where not kept; without gradient.
-    """
-    scores = (advantages / eta).masked_fill(~kept, -math.inf)
-    return scores.softmax(-1).detach()
-
-
-def weight_divergence(weights: Tensor, kept: Tensor) -> Tensor:
-    """KL(weights || uniform over the kept samples) in nats, per row.
-
-    An estimate from samples of the KL between the improved and the old distribution
-    of states and actions, and what epsilon bounds.
+def kept_logits(kept: Tensor) -> Tensor:
+    """Logits of the uniform distribution over the kept samples: 0, or `-inf`.
 
     Args:
-        weights: What `sample_weights` gives, `(*batch, samples)`.
-        kept: What `top_half` gives.
+        kept: What `top_half` gives, boolean, `(*batch, samples)`.
 
     Returns:
-        One divergence per row, `(*batch)`.
+        Logits in float32, `(*batch, samples)`.
+
+    Raises:
+        ValueError: If `kept` is not boolean.
     """
-    count = kept.sum(-1, keepdim=True).to(weights.dtype)
-    log_ratio = (weights * count).masked_fill(weights == 0, 1.0).log()
-    return (weights * log_ratio).sum(-1)
+    check_mask(kept)
+    zeros = torch.zeros_like(kept, dtype=torch.float32)
+    return zeros.masked_fill(~kept, -math.inf)
 
 
-def temperature_loss(
-    advantages: Tensor, kept: Tensor, eta: Tensor, epsilon: float
+def sample_log_weights(*, advantages: Tensor, kept: Tensor, eta: Tensor) -> Tensor:
+    """Log of softmax(advantage / eta) over the kept samples, in nats.
+
+    The optimal policy whose reference is uniform over them. A sample that is not kept
+    is not read; a row without samples is `nan`.
+
+    Args:
+        advantages: Advantage of each state and action, `(*batch, samples)`; finite.
+        kept: What `top_half` gives, `(*batch, samples)`.
+        eta: The temperature, `()`; where it is not positive, the result is `nan`.
+
+    Returns:
+        Log-weights, `(*batch, samples)`, `-inf` where not kept; a constant, without
+        gradient.
+
+    Raises:
+        ValueError: If `kept` is not boolean, eta has axes, or the shapes differ.
+    """
+    check_mask(kept, advantages=advantages)
+    uniform = kept_logits(kept).to(advantages.dtype)
+    scores = optimal_policy(ref_logits=uniform, rewards=advantages, beta=eta)
+    return scores.detach()
+
+
+def vmpo_temperature_loss(
+    *, advantages: Tensor, kept: Tensor, eta: Tensor, epsilon: float
 ) -> Tensor:
-    """The dual, eta · (epsilon + log-mean of exp(A / eta) over the kept), per row.
+    """MPO's dual over the kept samples, in units of advantage, per row.
 
-    Its minimum is where `weight_divergence` is epsilon.
+    Its minimum is where the KL of the weights to uniform over the kept is epsilon. A
+    sample that is not kept is not read; a row without samples is `nan`.
 
     Args:
-        advantages: One per state and action, `(*batch, samples)`.
-        kept: What `top_half` gives.
-        eta: The temperature, a positive scalar; the gradient is for it.
+        advantages: Advantage of each state and action, `(*batch, samples)`; finite.
+        kept: What `top_half` gives, `(*batch, samples)`.
+        eta: The temperature, `()`; the gradient is for it alone. Where it is not
+            positive, the result is `nan`.
         epsilon: Limit on the KL of the weights, in nats.
 
     Returns:
-        One loss per row, `(*batch)`.
+        One loss per row, `(*batch)`, to be minimised.
+
+    Raises:
+        ValueError: If epsilon is not positive, `kept` is not boolean, eta has axes, or
+            the shapes differ.
     """
-    scores = (advantages.detach() / eta).masked_fill(~kept, -math.inf)
-    log_mean = scores.logsumexp(-1) - kept.sum(-1).to(scores.dtype).log()
-    return eta * (epsilon + log_mean)
-
-
-def policy_loss(weights: Tensor, new_log_probs: Tensor) -> Tensor:
-    """Weighted negative log-likelihood in nats, per row of samples.
-
-    Args:
-        weights: What `sample_weights` gives, `(*batch, samples)`.
-        new_log_probs: Of the sampled actions under the new policy, likewise.
-
-    Returns:
-        One loss per row, `(*batch)`.
-    """
-    return -torch.where(weights > 0, weights * new_log_probs, 0.0).sum(-1)
-
-
-def step_divergence(old_logits: Tensor, new_logits: Tensor) -> Tensor:
-    """KL(old || new) in nats, per state, exact over the actions.
-
-    Args:
-        old_logits: Logits of the policy that sampled, `(*batch, actions)`.
-        new_logits: Logits of the policy that learns, likewise.
-
-    Returns:
-        One divergence per state, `(*batch)`: over every state of the batch, also
-        those whose sample was not kept.
-    """
-    old, new = old_logits.log_softmax(-1), new_logits.log_softmax(-1)
-    log_ratio = (old - new).masked_fill(old.isneginf(), 0.0)
-    return (old.exp() * log_ratio).sum(-1)
+    check_mask(kept, advantages=advantages)
+    return temperature_dual(
+        old_logits=kept_logits(kept).to(advantages.dtype),
+        action_values=advantages.detach(),
+        eta=eta,
+        epsilon=epsilon,
+    )

@@ -7,129 +7,178 @@ arXiv:1912.01603, DreamerV2 arXiv:2010.02193, DreamerV3 arXiv:2301.04104.
 import torch
 from torch import Tensor
 
+from snippets.estimate.placement import kl_penalty
+from snippets.estimate.sequences import token_mean
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.foundations.contract import (
+    check_floating,
+    check_mask,
+    check_tensors,
+    widen,
+)
 
-# --8<-- [start:divergences]
-def categorical_divergence(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
-    """KL(posterior || prior) in nats, per step, summed over the latents.
 
-    A class with a logit of `-inf` in the posterior adds nothing.
+def latent_kl(
+    *, posterior_logits: Tensor, prior_logits: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """KL(posterior || prior) in nats, per step: the sum over independent latents.
+
+    Never negative, and exactly 0 for equal logits. A class that the posterior masks
+    adds nothing; one that only the prior masks makes the step `inf`. A step under the
+    mask is 0, and its logits are not read. Half precision is computed in float32 and
+    rounded once, after the sum.
 
     Args:
-        posterior_logits: After the observation, `(*batch, dims, vocab)`: as many
-            latents as dims, each over a vocab of classes.
-        prior_logits: Before it, likewise.
+        posterior_logits: After the observation, `(*batch, latents, classes)`.
+        prior_logits: Before it, `(*batch, latents, classes)`.
+        mask: True where a step counts, `(*batch)`; all of them without it.
 
     Returns:
-        One divergence per step, `(*batch)`.
+        One KL per step, `(*batch)`. Gradients flow to both.
+
+    Raises:
+        ValueError: If the shapes differ, the mask is not boolean, or logits are
+            integers.
     """
-    posterior = posterior_logits.log_softmax(-1)
-    prior = prior_logits.log_softmax(-1)
-    log_ratio = (posterior - prior).masked_fill(posterior.isneginf(), 0.0)
-    return (posterior.exp() * log_ratio).sum((-2, -1))
+    check_tensors(2, posterior_logits=posterior_logits, prior_logits=prior_logits)
+    dtype, (posterior, prior) = widen(posterior_logits, prior_logits)
+    if mask is not None:
+        if mask.dtype != torch.bool or mask.shape != posterior.shape[:-2]:
+            raise ValueError(f"mask is {mask.dtype} {[*mask.shape]}, not one per step")
+        posterior = posterior.where(mask[..., None, None], 0.0)
+        prior = prior.where(mask[..., None, None], 0.0)
+    return kl_divergence_logits(posterior, prior).sum(-1).to(dtype)
 
 
-def gaussian_divergence(
-    posterior_mean: Tensor,
-    posterior_log_std: Tensor,
-    prior_mean: Tensor,
-    prior_log_std: Tensor,
+def dynamics_kl(
+    *, posterior_logits: Tensor, prior_logits: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """KL(posterior || prior) in nats, per step, of diagonal Gaussians.
+    """KL(posterior || prior) in nats, per step, that trains the prior alone.
+
+    A step under the mask is 0, and its logits are not read.
 
     Args:
-        posterior_mean: After the observation, `(*batch, dims)`.
-        posterior_log_std: Log standard deviation, likewise.
-        prior_mean: Before it, likewise; zero in a VAE.
-        prior_log_std: Likewise; zero in a VAE.
+        posterior_logits: After the observation, `(*batch, latents, classes)`.
+        prior_logits: Before it, `(*batch, latents, classes)`; gets the gradient.
+        mask: True where a step counts, `(*batch)`; all of them without it.
 
     Returns:
-        One divergence per step, `(*batch)`, summed over the latents.
+        One KL per step, `(*batch)`.
+
+    Raises:
+        ValueError: If the shapes differ, or logits are integers.
     """
-    gap = posterior_log_std - prior_log_std
-    moved = (posterior_mean - prior_mean) * (-prior_log_std).exp()
-    return 0.5 * (torch.expm1(2 * gap) - 2 * gap + moved.square()).sum(-1)
+    return latent_kl(
+        posterior_logits=posterior_logits.detach(),
+        prior_logits=prior_logits,
+        mask=mask,
+    )
 
 
-# --8<-- [end:divergences]
-
-
-# --8<-- [start:losses]
-def balanced_divergence(
-    posterior_logits: Tensor, prior_logits: Tensor, balance: float
+def representation_kl(
+    *, posterior_logits: Tensor, prior_logits: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """The KL, with `balance` of its gradient for the prior and the rest for the other.
+    """KL(posterior || prior) in nats, per step, that trains the posterior alone.
 
-    The value does not depend on the balance.
+    A step under the mask is 0, and its logits are not read.
 
     Args:
-        posterior_logits: After the observation, `(*batch, dims, vocab)`.
-        prior_logits: Before it, likewise.
+        posterior_logits: After the observation, `(*batch, latents, classes)`; gets the
+            gradient.
+        prior_logits: Before it, `(*batch, latents, classes)`.
+        mask: True where a step counts, `(*batch)`; all of them without it.
+
+    Returns:
+        One KL per step, `(*batch)`.
+
+    Raises:
+        ValueError: If the shapes differ, or logits are integers.
+    """
+    return latent_kl(
+        posterior_logits=posterior_logits,
+        prior_logits=prior_logits.detach(),
+        mask=mask,
+    )
+
+
+def balanced_kl(
+    *,
+    posterior_logits: Tensor,
+    prior_logits: Tensor,
+    balance: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """KL(posterior || prior) in nats, with `balance` of its gradient for the prior.
+
+    The posterior gets the rest. The value does not depend on the balance. A step under
+    the mask is 0, and its logits are not read. Half precision is computed in float32
+    and rounded once.
+
+    Args:
+        posterior_logits: After the observation, `(*batch, latents, classes)`.
+        prior_logits: Before it, `(*batch, latents, classes)`.
         balance: Share of the prior, from 0 to 1.
+        mask: True where a step counts, `(*batch)`; all of them without it.
 
     Returns:
-        One divergence per step, `(*batch)`, in nats.
+        One KL per step, `(*batch)`.
+
+    Raises:
+        ValueError: If the balance is outside 0 to 1, the shapes differ, or logits are
+            integers.
     """
-    train_prior = categorical_divergence(posterior_logits.detach(), prior_logits)
-    train_posterior = categorical_divergence(posterior_logits, prior_logits.detach())
-    return balance * train_prior + (1 - balance) * train_posterior
+    if not 0 <= balance <= 1:
+        raise ValueError(f"balance is {balance}, and must be between 0 and 1")
+    check_tensors(2, posterior_logits=posterior_logits, prior_logits=prior_logits)
+    dtype, (posterior, prior) = widen(posterior_logits, prior_logits)
+    # --8<-- [start:balance]
+    for_prior = dynamics_kl(posterior_logits=posterior, prior_logits=prior, mask=mask)
+    for_posterior = representation_kl(
+        posterior_logits=posterior, prior_logits=prior, mask=mask
+    )
+    kl = kl_penalty(for_prior, balance) + kl_penalty(for_posterior, 1 - balance)
+    # --8<-- [end:balance]
+    return kl.to(dtype)
 
 
-def free_each(divergence: Tensor, free: float) -> Tensor:
+def free_bits_each(kl: Tensor, free: float) -> Tensor:
     """max(KL, free) in nats, per step: average it afterwards, as DreamerV3 does.
 
     A step below `free` has no gradient, whatever the others do.
 
     Args:
-        divergence: One per step, any shape.
-        free: Nats per step that cost nothing more.
+        kl: KL of each step, in nats, `(*batch)`.
+        free: Nats per step without penalty, at least 0.
 
     Returns:
-        The shape of the divergence.
+        One number per step, `(*batch)`.
+
+    Raises:
+        ValueError: If `free` is negative, or the KL is an integer tensor.
     """
-    return torch.maximum(divergence, torch.full_like(divergence, free))
+    check_floating(kl=kl)
+    if not free >= 0:
+        raise ValueError(f"free is {free}, and must be at least 0")
+    return kl.clamp(min=free)
 
 
-def free_mean(divergence: Tensor, mask: Tensor, free: float) -> Tensor:
-    """max(mean KL, free) in nats, as in Dreamer and DreamerV2.
+def free_bits_of_mean(*, kl: Tensor, mask: Tensor, free: float) -> Tensor:
+    """max(mean KL, free) in nats, of all steps together, as Dreamer and DreamerV2 do.
 
-    Either every step has a gradient, or none has.
+    Either every step has a gradient, or none has. What stands under the mask is not
+    read; without any step the result is `nan`.
 
     Args:
-        divergence: One per step, any shape; finite where the mask is True.
-        mask: True where a step counts, likewise.
-        free: Nats per step that cost nothing more.
+        kl: KL of each step, in nats, `(*batch)`.
+        mask: True where a step counts, `(*batch)`.
+        free: Nats per step without penalty, at least 0.
 
     Returns:
-        A scalar.
+        A scalar, `()`.
+
+    Raises:
+        ValueError: If `free` is negative, the mask is not boolean, or the shapes
+            differ.
     """
-    kept = torch.where(mask, divergence, 0.0).sum() / mask.sum()
-    return torch.maximum(kept, torch.full_like(kept, free))
-
-
-def dynamics_divergence(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
-    """KL(posterior || prior) in nats, per step, that trains the prior alone.
-
-    Args:
-        posterior_logits: After the observation, `(*batch, dims, vocab)`.
-        prior_logits: Before it, likewise.
-
-    Returns:
-        One divergence per step, `(*batch)`.
-    """
-    return categorical_divergence(posterior_logits.detach(), prior_logits)
-
-
-def representation_divergence(posterior_logits: Tensor, prior_logits: Tensor) -> Tensor:
-    """KL(posterior || prior) in nats, per step, that trains the posterior alone.
-
-    Args:
-        posterior_logits: After the observation, `(*batch, dims, vocab)`.
-        prior_logits: Before it, likewise.
-
-    Returns:
-        One divergence per step, `(*batch)`.
-    """
-    return categorical_divergence(posterior_logits, prior_logits.detach())
-
-
-# --8<-- [end:losses]
+    check_mask(mask, kl=kl)
+    return free_bits_each(token_mean(kl, mask), free)
