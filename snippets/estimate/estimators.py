@@ -73,7 +73,10 @@ def k3(log_p: Tensor, log_q: Tensor) -> Tensor:
     """
     check_tensors(log_p=log_p, log_q=log_q)
     dtype, (log_p, log_q) = widen(log_p, log_q)
-    return exp_gap(log_q - log_p).to(dtype)  # u - 1 - log u, with u = Q / P
+    # --8<-- [start:k3]
+    log_u = log_q - log_p  # u = Q / P
+    return exp_gap(log_u).to(dtype)  # u - 1 - log u
+    # --8<-- [end:k3]
 
 
 def other_k3(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -95,10 +98,12 @@ def other_k3(log_p: Tensor, log_q: Tensor) -> Tensor:
     """
     check_tensors(log_p=log_p, log_q=log_q)
     dtype, (log_p, log_q) = widen(log_p, log_q)
-    log_u = log_q - log_p
+    # --8<-- [start:other]
+    log_u = log_q - log_p  # u = Q / P
     near = log_u.abs() < 1
     close = log_u.where(near, 0.0)
     u = log_u.exp()
     # Where u is 0 the product would be 0 * -inf: fill before it.
     far = u * (log_u.where(u > 0, 0.0) - 1) + 1  # u log u - u + 1
     return torch.where(near, close.exp() * exp_gap(-close), far).to(dtype)
+    # --8<-- [end:other]

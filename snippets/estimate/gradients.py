@@ -64,6 +64,7 @@ def weighted_k3_loss(
         ref_log_probs=ref_log_probs,
     )
     dtype, (new, old, ref) = widen(new_log_probs, old_log_probs, ref_log_probs)
+    # --8<-- [start:core]
     rho = importance_weight(new_log_probs=new, old_log_probs=old)
     log_u = ref.detach() - new  # u = ref / new
     near = log_u.abs() < 1
@@ -71,6 +72,7 @@ def weighted_k3_loss(
     # rho u is ref / old, a constant: without it the gradient of k3 is lost in u.
     far = (ref - old).detach().exp() - rho * (1 + log_u)
     return torch.where(near, close, far).to(dtype)
+    # --8<-- [end:core]
 
 
 def weighted_k2_loss(

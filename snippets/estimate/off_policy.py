@@ -33,7 +33,9 @@ def importance_weight(*, new_log_probs: Tensor, old_log_probs: Tensor) -> Tensor
     """
     check_tensors(new_log_probs=new_log_probs, old_log_probs=old_log_probs)
     dtype, (new, old) = widen(new_log_probs, old_log_probs)
+    # --8<-- [start:weight]
     return (new - old.detach()).exp().to(dtype)
+    # --8<-- [end:weight]
 
 
 def truncated_weight(
@@ -81,6 +83,8 @@ def self_normalised_mean(values: Tensor, log_weights: Tensor) -> Tensor:
     """
     check_tensors(1, values=values, log_weights=log_weights)
     dtype, (values, log_weights) = widen(values, log_weights)
+    # --8<-- [start:mean]
     weights = log_weights.softmax(-1)  # (*batch, samples)
     total = (weights * values.where(weights > 0, 0.0)).sum(-1)  # (*batch)
+    # --8<-- [end:mean]
     return (total if values.shape[-1] else total + torch.nan).to(dtype)

@@ -55,7 +55,9 @@ def penalised_reward(
     check_tensors(
         rewards=rewards, old_log_probs=old_log_probs, ref_log_probs=ref_log_probs
     )
+    # --8<-- [start:reward]
     return rewards - kl_penalty(k1(old_log_probs, ref_log_probs).detach(), beta)
+    # --8<-- [end:reward]
 
 
 def policy_gradient_loss(

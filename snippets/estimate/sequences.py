@@ -207,7 +207,9 @@ def token_mean(
     tokens = mask.sum() if count is None else count
     check_positive(count=tokens)
     dtype, (values,) = widen(values)
+    # --8<-- [start:mean]
     return (values.masked_fill(~mask, 0.0).sum() / tokens).to(dtype)
+    # --8<-- [end:mean]
 
 
 def seq_mean_token_mean(values: Tensor, mask: Tensor) -> Tensor:
