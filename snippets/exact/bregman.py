@@ -155,10 +155,10 @@ def near_gap(x: Tensor, y: Tensor, curvature: Callable[[Tensor], Tensor]) -> Ten
     check_floating(x=x, y=y)
     dtype, (x, y) = widen(x, y)
     step = x - y
-    total = torch.zeros_like(step)
-    for node, weight in NODES.items():
-        total = total + weight * curvature(y + node * step)
-    return (step.square() * total).to(dtype)
+    heights = curvature(torch.stack([y + node * step for node in NODES]))
+    rows = zip(NODES.values(), heights.unbind(), strict=True)
+    mean = torch.stack([weight * height for weight, height in rows]).sum(0)
+    return (step.square() * mean).to(dtype)
 
 
 def gamma_gap(x: Tensor, y: Tensor) -> Tensor:

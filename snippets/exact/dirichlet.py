@@ -35,7 +35,7 @@ def kl_dirichlet(concentration_p: Tensor, concentration_q: Tensor) -> Tensor:
     p, q = (x.double() for x in rows)
     # --8<-- [start:core]
     total_p, total_q = p.sum(-1), q.sum(-1)  # (*batch)
-    mean_p, mean_q = p / total_p.unsqueeze(-1), q / total_q.unsqueeze(-1)  # (*batch, dims)
+    mean_p, mean_q = p / total_p.unsqueeze(-1), q / total_q.unsqueeze(-1)
     moved = total_q * entropy_gap(mean_q, mean_p).sum(-1)  # the KL of the means
     kl = moved + gamma_gap(q, p).sum(-1) - gamma_gap(total_q, total_p)  # (*batch)
     # --8<-- [end:core]

@@ -27,9 +27,9 @@ def kl_student(
 
     Exactly 0 for equal arguments, and never negative: where the policies are close it
     is a sum of terms that are not. A row with a scale that is not positive and finite,
-    or with degrees of freedom that are not finite or below 0.2, is `nan`. A Q that is
-    narrower than P by more than a factor of ten loses digits, as the points are laid
-    out for P.
+    or with degrees of freedom that are not finite or below 0.2, is `nan`. Ten digits
+    for scales up to 25 apart and locations up to 3 scales of P apart; a Q that is much
+    narrower than that falls between the points.
 
     Args:
         df_p: Degrees of freedom of P, `(*batch)`.

@@ -88,13 +88,19 @@ def kl_clipped_gaussian(
     mean_p, std_p, mean_q, std_q = (x.double() for x in rows)
     # --8<-- [start:clipped]
     shift, change = (mean_p - mean_q) / std_q, (std_p - std_q) / std_q
-    lower, upper = (low - mean_p) / std_p, (high - mean_p) / std_p  # (*batch, dims)
+    lower, upper = (_standard(x, mean_p, std_p) for x in (low, high))  # (*batch, dims)
     plain = kl_gaussian(*(x.unsqueeze(-1) for x in (mean_p, std_p, mean_q, std_q)))
     kl = _mass(lower, upper) * plain  # (*batch, dims)
     kl = kl + (_end(lower, shift, change) if low > -math.inf else 0.0)
     kl = kl + (_end(-upper, -shift, change) if high < math.inf else 0.0)
     # --8<-- [end:clipped]
     return kl.sum(-1).to(dtype)
+
+
+def _standard(bound: float, mean: Tensor, std: Tensor) -> Tensor:
+    """A bound in deviations from the mean. An infinite one has no gradient."""
+    z = (bound - mean) / std
+    return z if math.isfinite(bound) else z.detach()
 
 
 def _mass(lower: Tensor, upper: Tensor) -> Tensor:

@@ -37,8 +37,12 @@ def test_agrees_with_thirty_digits(p, q):
         exact = on_p * mpmath.log(on_p / on_q)
         exact += (1 - on_p) * mpmath.log((1 - on_p) / (1 - on_q))
     p, q = double(p, q)
-    # Two terms of at most 15, with opposite signs: each is rounded at 2e-15.
-    assert_close(kl_bernoulli(p, q).item(), float(exact), rtol=1e-12, atol=1e-14)
+    # Each probability is rounded at 2e-16 of a logarithm of at most 15; where both
+    # logits nearly agree, the digits of their difference are what is left.
+    change = max(abs(p - q).item(), 1e-15)
+    assert_close(
+        kl_bernoulli(p, q).item(), float(exact), rtol=1e-13 + 1e-14 / change, atol=0
+    )
 
 
 @given(logits, logits)
@@ -47,6 +51,21 @@ def test_is_a_categorical_with_two_actions(p, q):
     rows = (torch.stack([x, torch.zeros_like(x)]) for x in (p, q))
     # As above: the sum of two rounded terms.
     assert_close(kl_bernoulli(p, q), kl_divergence_logits(*rows), rtol=1e-9, atol=1e-14)
+
+
+@given(logits, st.floats(-1e-3, 1e-3))
+def test_is_never_negative_in_float32(p, change):
+    p = tensor(p)
+    assert kl_bernoulli(p, p + change) >= 0
+    assert kl_multibinary(p.expand(3), (p + change).expand(3)) >= 0
+
+
+def test_a_small_change_keeps_its_digits_in_float32():
+    p = torch.linspace(-10, 10, 41)
+    q = p + 1e-3
+    exact = kl_bernoulli(p.double(), q.double())
+    # The log-odds are rounded at 1e-6 of a change of 1e-3, which is squared.
+    assert_close(kl_bernoulli(p, q).double(), exact, rtol=2e-3, atol=0)
 
 
 @given(logits)
@@ -145,9 +164,9 @@ def test_switches_of_one_action_add_up():
 
 
 def test_refuses_shapes_that_broadcasting_would_square():
-    with pytest.raises(ValueError, match=r"P is \[4\], Q is \[4, 1\]"):
+    with pytest.raises(ValueError, match=r"logits_q is \[4, 1\]"):
         kl_bernoulli(torch.zeros(4), torch.zeros(4, 1))
-    with pytest.raises(ValueError, match="axis of switches"):
+    with pytest.raises(ValueError, match="needs 1 axes"):
         kl_multibinary(tensor(0.0), tensor(0.0))
 
 

@@ -3,7 +3,7 @@
 import mpmath
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import inf, nan, tensor
 from torch.autograd.functional import hessian
@@ -73,6 +73,7 @@ def test_mirroring_the_action_changes_nothing(rows):
     assert_close(kl_beta(a, b, c, d), kl_beta(b, a, d, c), rtol=1e-9, atol=1e-11)
 
 
+@settings(max_examples=25)
 @given(two_policies())
 def test_gradient_is_the_derivative(rows):
     # Concentrations reach exp(-2), where slopes reach 500: differences lose digits.
@@ -139,11 +140,20 @@ def test_uniform_against_uniform_is_zero_in_torch_too():
     assert kl_divergence(flat, flat) == 0
 
 
-@pytest.mark.parametrize("wrong", [0.0, -1.0, nan])
-def test_refuses_concentrations_that_are_not_positive(wrong):
-    good = tensor([1.0])
-    with pytest.raises(ValueError, match="beta_q must be positive"):
-        kl_beta(good, good, good, tensor([wrong]))
+@pytest.mark.parametrize("wrong", [0.0, -1.0, nan, inf])
+@pytest.mark.parametrize("place", range(4))
+def test_a_concentration_that_is_not_positive_makes_its_row_nan(wrong, place):
+    rows = torch.ones(4, 2, 1)  # of two actions
+    rows[place, 1] = wrong
+    kl = kl_beta(*rows)
+    assert kl[0] == 0
+    assert kl[1].isnan()
+
+
+def test_refuses_integers():
+    one = tensor([1.0])
+    with pytest.raises(ValueError, match="beta_p must be floating point"):
+        kl_beta(one, one.long(), one, one)
 
 
 def test_refuses_shapes_that_broadcasting_would_square():

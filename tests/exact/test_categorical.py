@@ -207,15 +207,98 @@ def test_keeps_any_leading_shape(shape):
     assert kl_divergence_logits(torch.zeros(shape), torch.ones(3)).shape == shape[:-1]
 
 
-def test_nearly_equal_policies_drown_in_rounding_of_float32():
+@given(two_policies(), st.floats(1e-6, 1e-2))
+def test_is_never_negative_in_float32_however_close(policies, step):
+    p, q = (x.float() for x in policies)
+    assert kl_divergence_logits(p, p + step * q) >= 0
+
+
+def close_policies(rows, actions, kl):
+    """Logits in float32 whose KL is about this, and that KL from float64."""
     torch.manual_seed(0)
-    p = torch.randn(1000, 32)
-    q = p + 1e-4 * torch.randn_like(p)
-    rounded, exact = kl_divergence_logits(p, q), kl_divergence_logits(p.double(), q)
-    # Each of the two normalisers, of about 4, is rounded by up to half of 2^-21.
-    assert (rounded - exact).abs().max() < 2 * 2**-21
-    assert (rounded < 0).any()
-    assert (exact > 0).all()
+    p = torch.randn(rows, actions)
+    q = p + (2 * kl) ** 0.5 * torch.randn(rows, actions)
+    return p, q, kl_divergence_logits(p.double(), q.double())
+
+
+def relative_error(kl, exact):
+    return (kl.double() / exact - 1).abs()
+
+
+def test_a_large_vocabulary_keeps_its_digits_in_float32():
+    p, q, exact = close_policies(20, 131_072, 5e-7)
+    kl = kl_divergence_logits(p, q)
+    assert (kl >= 0).all()
+    # A term has a relative error of 1e-4, and 131,072 of them average.
+    assert relative_error(kl, exact).max() < 1e-4
+    theirs = kl_divergence(Categorical(logits=p), Categorical(logits=q))
+    assert relative_error(theirs, exact).median() > 0.1
+
+
+def test_four_actions_keep_their_digits_in_float32():
+    p, q, exact = close_policies(10_000, 4, 1e-7)
+    kl = kl_divergence_logits(p, q)
+    assert (kl >= 0).all()
+    # Two logits of about 1 are rounded at 6e-8 each, and differ by 4e-4.
+    usual = exact > 1e-8
+    assert relative_error(kl, exact).median() < 1e-3
+    assert relative_error(kl, exact)[usual].max() < 1e-2
+    theirs = kl_divergence(Categorical(logits=p), Categorical(logits=q))
+    assert (theirs < 0).any()
+
+
+def test_a_large_vocabulary_in_bfloat16():
+    torch.manual_seed(0)
+    p, q = torch.randn(20, 50_000), 0.1 * torch.randn(20, 50_000)
+    p, q = p.bfloat16(), (p + q).bfloat16()
+    exact = kl_divergence_logits(p.double(), q.double())
+    eps = torch.finfo(torch.bfloat16).eps
+    # Rounding to nearest is off by at most half a unit in the last place.
+    assert relative_error(kl_divergence_logits(p, q), exact).max() < 0.51 * eps
+
+
+MASKS = [-inf, -1e4, -1e8, torch.finfo(torch.float32).min]
+
+
+@pytest.mark.parametrize("in_q", MASKS)
+@pytest.mark.parametrize("in_p", MASKS)
+def test_soft_masks_are_masks(in_p, in_q):
+    p = tensor([0.0, 1.0, in_p], requires_grad=True)
+    q = tensor([0.3, 0.0, in_q], requires_grad=True)
+    kl = kl_divergence_logits(p, q)
+    short = [x.detach()[:2].requires_grad_() for x in (p, q)]
+    expected = kl_divergence_logits(*short)
+    assert_close(kl, expected)
+    slopes = torch.autograd.grad(kl, (p, q))
+    for slope, right in zip(slopes, torch.autograd.grad(expected, short), strict=True):
+        assert_close(slope, torch.cat([right, tensor([0.0])]))
+
+
+@pytest.mark.parametrize("logit", [-80.0, -87.0, -88.0, -95.0, -103.0, -110.0])
+@pytest.mark.parametrize("swap", [False, True])
+def test_probabilities_around_the_smallest_normal_number(logit, swap):
+    rows = [tensor([0.0, x], requires_grad=True) for x in (logit, 0.0)]
+    rows = rows[::-1] if swap else rows
+    kl = kl_divergence_logits(*rows)
+    exact = kl_divergence_logits(*(x.detach().double() for x in rows))
+    # A logarithm of 87 is rounded at 4e-6, and its exponential in proportion.
+    assert_close(kl.double(), exact, rtol=1e-5, atol=0)
+    for slope in torch.autograd.grad(kl, rows):
+        assert slope.isfinite().all()
+
+
+# torch's own modules for forward mode use a deprecated function of torch.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_forward_and_reverse_mode_agree():
+    p, q, tangent = torch.randn(3, 5, dtype=torch.float64)
+    for function, at in (
+        (lambda x: kl_divergence_logits(x, q), p),
+        (lambda x: kl_divergence_logits(p, x), q),
+    ):
+        _, forward = torch.func.jvp(function, (at,), (tangent,))
+        assert_close(forward, torch.func.grad(function)(at) @ tangent)
+        both = torch.func.hessian(function)(at)  # forward over reverse
+        assert_close(both, hessian(function, at))
 
 
 def test_is_differentiable_twice():

@@ -115,9 +115,8 @@ def test_keeps_its_digits_where_the_widths_nearly_agree(power, scale):
     mean, std = tensor([0.0]), tensor([scale])
     wider = std * (1 + 2.0**-power)
     exact = kl_gaussian(*(x.double() for x in (mean, wider, mean, std)))
-    # The logarithms reach 7, their difference is 2^-power, and the result its square.
-    rtol = 2 * 7 * torch.finfo(torch.float32).eps * 2.0**power
-    assert_close(kl_gaussian(mean, wider, mean, std).double(), exact, rtol=rtol, atol=0)
+    # The change is exact where it is small: what follows rounds at 1e-7 a few times.
+    assert_close(kl_gaussian(mean, wider, mean, std).double(), exact, rtol=1e-6, atol=0)
 
 
 @given(st.floats(1e-3, 1e3), st.floats(-1e-6, 1e-6))
@@ -155,17 +154,19 @@ def test_one_deviation_can_serve_a_whole_batch():
     assert_close(kl_gaussian(mean, std, -mean, std), full)
 
 
-def test_mixed_types_are_promoted_not_truncated():
-    mean, std = tensor([3]), tensor([1.0])
-    assert_close(kl_gaussian(mean, std, mean * 0, std), tensor(4.5))
+def test_mixed_types_are_promoted():
+    mean, std = tensor([3.0]), tensor([1.0])
     half = kl_gaussian(mean.bfloat16(), std, mean.bfloat16() * 0, std)
     assert half.dtype == torch.float32
+    assert_close(half, tensor(4.5))
 
 
-def test_refuses_parameters_that_are_all_integers():
-    one = tensor([1])
+@pytest.mark.parametrize("place", range(4))
+def test_refuses_integers(place):
+    rows = [torch.ones(1) for _ in range(4)]
+    rows[place] = rows[place].long()
     with pytest.raises(ValueError, match="must be floating point"):
-        kl_gaussian(one, one, one, one)
+        kl_gaussian(*rows)
 
 
 def test_is_differentiable_twice():
@@ -206,9 +207,21 @@ def test_refuses_shapes_that_only_broadcasting_would_mend(shapes):
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, nan, inf])
 @pytest.mark.parametrize("place", [1, 3])
-def test_refuses_a_deviation_that_is_not_positive(wrong, place):
-    rows = [tensor([1.0]), tensor([1.0]), tensor([1.0]), tensor([1.0])]
-    rows[place] = tensor([wrong])
-    rows = [torch.cat([x, torch.ones(1)]) for x in rows]
-    with pytest.raises(ValueError, match=["", "std_p", "", "std_q"][place]):
-        kl_gaussian(*rows)
+def test_a_deviation_that_is_not_positive_makes_its_row_nan(wrong, place):
+    rows = [torch.ones(2, 3) for _ in range(4)]
+    rows[place][1, 2] = wrong
+    kl = kl_gaussian(*rows)
+    assert kl[0] == 0
+    assert kl[1].isnan()
+
+
+def test_a_small_change_keeps_its_digits_in_float32():
+    torch.manual_seed(0)
+    mean, std = torch.zeros(1000, 1), torch.full((1000, 1), 0.01)
+    new = std * (1 + 1e-3 * torch.randn(1000, 1))
+    exact = kl_gaussian(mean.double(), new.double(), mean.double(), std.double())
+    ours = kl_gaussian(mean, new, mean, std)
+    # The change is a difference of neighbours, and exact; what follows rounds at 1e-7.
+    assert_close(ours.double(), exact, rtol=1e-6, atol=0)
+    theirs = kl_divergence(Normal(mean, new), Normal(mean, std))[:, 0]
+    assert ((theirs - exact) / exact).abs().median() > 1e-5  # torch's is worse

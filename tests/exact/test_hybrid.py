@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import inf, tensor
+from torch import inf, nan, tensor
 from torch.autograd.functional import hessian
 from torch.testing import assert_close
 
@@ -110,5 +110,39 @@ def test_what_p_never_chooses_does_not_count():
 
 
 def test_refuses_parameters_of_other_choices():
-    with pytest.raises(ValueError, match=r"parameters are \[3\]"):
+    with pytest.raises(ValueError, match=r"kl_given is \[3\]"):
         kl_hybrid(torch.zeros(2), torch.zeros(2), torch.zeros(3))
+
+
+def test_what_follows_a_choice_that_p_never_makes_is_not_read():
+    p = tensor([0.0, -inf], requires_grad=True)
+    for never in ([-inf, -inf, -inf], [nan, 0.0, 0.0], [inf, 0.0, 0.0]):
+        later_p = tensor([[0.0, 1.0, 2.0], never], requires_grad=True)
+        later_q = tensor([[0.0, 0.0, 0.0], never], requires_grad=True)
+        kl = kl_autoregressive(p, torch.zeros(2), later_p, later_q)
+        alone = kl_divergence_logits(later_p[0].detach(), later_q[0].detach())
+        assert_close(kl.detach(), tensor(2.0).log() + alone)
+        for slope in torch.autograd.grad(kl, (p, later_p, later_q)):
+            assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype):
+    torch.manual_seed(0)
+    first, later = torch.randn(2, 50, 3), torch.randn(2, 50, 3, 40)
+    rows = [x.to(dtype) for x in (*first, *later)]
+    exact = kl_autoregressive(*(x.double() for x in rows))
+    eps = torch.finfo(dtype).eps
+    # Rounding to nearest is off by at most half a unit in the last place.
+    assert_close(kl_autoregressive(*rows).double(), exact, rtol=0.51 * eps, atol=0)
+
+
+@given(two_policies(), st.floats(1e-6, 1e-2))
+def test_is_never_negative_in_float32_however_close(policies, step):
+    p, q, later_p, later_q = (x.float() for x in policies)
+    assert kl_autoregressive(p, p + step * q, later_p, later_p + step * later_q) >= 0
+
+
+def test_refuses_later_choices_of_other_first_ones():
+    with pytest.raises(ValueError, match=r"later_p is \[3, 4\]"):
+        kl_autoregressive(*torch.zeros(2, 2), *torch.zeros(2, 3, 4))

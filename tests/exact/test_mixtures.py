@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import tensor
+from torch import inf, tensor
 from torch.autograd.functional import hessian
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
@@ -165,3 +165,53 @@ def test_refuses_components_that_are_no_gaussians():
     )
     with pytest.raises(ValueError, match="components must be"):
         matched_bound(odd, odd)
+
+
+def test_samples_carry_no_gradient_to_p_and_the_right_one_to_q():
+    torch.manual_seed(0)
+    logits, std = torch.zeros(1), torch.ones(1, 1)
+    mean_p, mean_q = (tensor([[x]], requires_grad=True) for x in (0.0, 0.5))
+    p, q = (mixture(logits, x, std) for x in (mean_p, mean_q))
+    estimate = kl_mixture_sampled(p, q, 100_000)
+    slope_p, slope_q = torch.autograd.grad(
+        estimate.mean, (mean_p, mean_q), allow_unused=True
+    )
+    assert slope_p is None
+    # The gradient is a mean of 100,000 numbers of deviation 1.
+    assert abs(slope_q - 0.5) < 5 / 100_000**0.5
+
+
+def test_a_masked_component_takes_no_part():
+    mean, std = tensor([[-1.0], [1.5], [0.0]]), torch.ones(3, 1)
+    free_p, free_q = tensor([0.3, -0.2]), tensor([0.1, 0.4])
+    hidden = tensor([-inf])
+    short = [mixture(x, mean[:2], std[:2]) for x in (free_p, free_q)]
+    rows = [torch.cat([x, hidden]).requires_grad_() for x in (free_p, free_q)]
+    long = [mixture(x, mean, std) for x in rows]
+    for bound in (matched_bound, lambda p, q: variational_bound(p, q, 4)):
+        assert_close(bound(*long), bound(*short))
+        for slope in torch.autograd.grad(bound(*long), rows, retain_graph=True):
+            assert slope.isfinite().all()
+    assert_close(variational_bound(long[0], short[1], 4), variational_bound(*short, 4))
+    assert_close(variational_bound(short[0], long[1], 4), variational_bound(*short, 4))
+
+
+def test_refuses_shapes_that_do_not_match():
+    with pytest.raises(ValueError, match=r"mean is \[3, 1\]"):
+        mixture(torch.zeros(2), torch.zeros(3, 1), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=r"std is \[2\]"):
+        mixture(torch.zeros(2), torch.zeros(2, 1), torch.ones(2))
+    one = mixture(torch.zeros(2), torch.zeros(2, 1), torch.ones(2, 1))
+    with pytest.raises(ValueError, match="iterations is 0"):
+        variational_bound(one, one, 0)
+    with pytest.raises(ValueError, match="1 samples"):
+        kl_mixture_sampled(one, one, 1)
+
+
+@given(two_mixtures(), st.floats(-1e-3, 1e-3))
+def test_both_bounds_are_never_negative_however_close(mixtures, change):
+    p, _ = mixtures
+    part = p.component_distribution.base_dist
+    near = mixture(p.mixture_distribution.logits, part.loc + change, part.scale)
+    assert matched_bound(p, near) >= 0
+    assert variational_bound(p, near, 3) >= 0

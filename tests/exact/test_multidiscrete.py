@@ -84,3 +84,26 @@ def test_keeps_batches():
 def test_refuses_choices_that_do_not_fit():
     with pytest.raises(ValueError, match=r"logits_q has \[4\] logits"):
         kl_multidiscrete(torch.zeros(5), torch.zeros(4), [2, 3])
+
+
+@pytest.mark.parametrize("choices", [[], [5, 0], [6, -1]])
+def test_refuses_a_choice_without_actions(choices):
+    with pytest.raises(ValueError, match="choices is"):
+        kl_multidiscrete(torch.zeros(5), torch.zeros(5), choices)
+
+
+def test_half_precision_is_rounded_once():
+    torch.manual_seed(0)
+    p, q = torch.randn(2, 20, 50).bfloat16()
+    exact = kl_multidiscrete(p.double(), q.double(), [10] * 5)
+    eps = torch.finfo(torch.bfloat16).eps
+    got = kl_multidiscrete(p, q, [10] * 5).double()
+    # Rounding to nearest is off by at most half a unit in the last place.
+    assert_close(got, exact, rtol=0.51 * eps, atol=0)
+
+
+@given(two_policies(), st.floats(1e-6, 1e-2))
+def test_is_never_negative_in_float32_however_close(policies, step):
+    choices, p, q = policies
+    p, q = p.float(), q.float()
+    assert kl_multidiscrete(p, p + step * q, choices) >= 0

@@ -7,23 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import tensor
+from torch import inf, tensor
 from torch.autograd.functional import hessian
 from torch.distributions import (
     Independent,
     Normal,
     TanhTransform,
     TransformedDistribution,
-    kl_divergence,
 )
 from torch.testing import assert_close
 
 from snippets.exact.gaussian import kl_gaussian
-from snippets.exact.tanh_gaussian import (
-    kl_clipped_gaussian,
-    kl_tanh_gaussian,
-    tanh_log_density,
-)
+from snippets.exact.tanh_gaussian import kl_clipped_gaussian, tanh_log_density
 
 
 @st.composite
@@ -43,13 +38,6 @@ def squashed(mean, std):
     return TransformedDistribution(base, TanhTransform(cache_size=1))
 
 
-@given(two_gaussians())
-def test_agrees_with_torch_on_the_base(gaussians):
-    mean_p, std_p, mean_q, std_q = gaussians
-    p, q = (Independent(Normal(*x), 1) for x in ((mean_p, std_p), (mean_q, std_q)))
-    assert_close(kl_tanh_gaussian(*gaussians), kl_divergence(p, q))
-
-
 @pytest.mark.parametrize("parameters", [(0, 1, 1, 2), (0.5, 0.3, 0, 1)])
 def test_agrees_with_quadrature_over_the_action(parameters):
     mean_p, std_p, mean_q, std_q = parameters
@@ -66,7 +54,7 @@ def test_agrees_with_quadrature_over_the_action(parameters):
         exact = float(mpmath.quad(integrand, ends))
     rows = (tensor([x], dtype=torch.float64) for x in parameters)
     # Beyond nine deviations P holds 2e-19 of its mass.
-    assert_close(kl_tanh_gaussian(*rows).item(), exact, rtol=1e-10, atol=0)
+    assert_close(kl_gaussian(*rows).item(), exact, rtol=1e-10, atol=0)
 
 
 def test_the_mean_log_ratio_of_squashed_samples_is_within_its_error():
@@ -74,10 +62,13 @@ def test_the_mean_log_ratio_of_squashed_samples_is_within_its_error():
     p = tensor([0.0, 1.0]), tensor([1.0, 0.5])
     q = tensor([0.5, 0.5]), tensor([1.2, 0.8])
     before = Normal(*p).sample((100_000,))
-    log_ratio = tanh_log_density(*p, before) - tanh_log_density(*q, before)
+    log_p, log_q = (
+        tanh_log_density(mean=mean, std=std, before=before) for mean, std in (p, q)
+    )
+    log_ratio = log_p - log_q
     error = log_ratio.std() / len(before) ** 0.5
     # Five standard errors: a right value is outside once in two million seeds.
-    assert abs(log_ratio.mean() - kl_tanh_gaussian(*p, *q)) < 5 * error
+    assert abs(log_ratio.mean() - kl_gaussian(*p, *q)) < 5 * error
 
 
 @given(two_gaussians())
@@ -85,7 +76,12 @@ def test_the_density_is_that_of_torch(gaussians):
     mean, std, before, _ = gaussians
     expected = squashed(mean, std).log_prob(before.tanh())
     # torch recovers the sample with atanh, which loses digits towards the ends.
-    assert_close(tanh_log_density(mean, std, before), expected, rtol=1e-6, atol=1e-6)
+    assert_close(
+        tanh_log_density(mean=mean, std=std, before=before),
+        expected,
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +92,8 @@ def test_the_density_agrees_with_sixty_digits(row):
         mean, std, before = (mpmath.mpf(x) for x in row)
         slope = 1 - mpmath.tanh(before) ** 2
         exact = float(mpmath.log(mpmath.npdf(before, mean, std) / slope))
-    got = tanh_log_density(*(tensor([x], dtype=torch.float64) for x in row)).item()
+    mean, std, before = (tensor([x], dtype=torch.float64) for x in row)
+    got = tanh_log_density(mean=mean, std=std, before=before).item()
     # A sample one deviation of 1e-3 away from 0.25 has lost eight bits of the distance.
     assert_close(got, exact, rtol=1e-12, atol=0)
 
@@ -107,8 +104,43 @@ def test_the_density_is_right_where_tanh_rounds_to_one():
     with mpmath.workdps(60):
         slope = 1 - mpmath.tanh(20) ** 2
         exact = float(mpmath.log(mpmath.npdf(20) / slope))
-    got = tanh_log_density(tensor([0.0]), tensor([1.0]), far).item()
-    assert_close(got, exact, rtol=1e-6, atol=0)
+    for before in (far, -far):
+        got = tanh_log_density(mean=0 * far, std=far / 20, before=before).item()
+        assert_close(got, exact, rtol=1e-6, atol=0)
+
+
+def test_the_density_and_its_gradient_are_finite_far_out():
+    mean, std = torch.zeros(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    for x in (1e3, -1e3, 1e15, -1e15):
+        before = tensor([x], requires_grad=True)
+        density = tanh_log_density(mean=mean, std=std, before=before)
+        assert density.isfinite()
+        for slope in torch.autograd.grad(density, (mean, std, before)):
+            assert slope.isfinite()
+
+
+@given(two_gaussians())
+def test_the_gradient_of_the_density_is_the_derivative(gaussians):
+    leaves = [x.requires_grad_() for x in gaussians[:3]]
+
+    def density(mean, std, before):
+        return tanh_log_density(mean=mean, std=std, before=before)
+
+    # Deviations reach exp(-2): slopes reach 1e4, and differences lose digits.
+    assert torch.autograd.gradcheck(density, leaves, rtol=1e-2)
+
+
+def test_a_density_without_a_positive_deviation_is_nan():
+    std = tensor([[1.0], [0.0], [-1.0]])
+    density = tanh_log_density(mean=torch.zeros(3, 1), std=std, before=torch.ones(3, 1))
+    assert density.isnan().tolist() == [False, True, True]
+
+
+def test_the_density_refuses_a_batch_beside_a_column():
+    with pytest.raises(ValueError, match="std is"):
+        tanh_log_density(
+            mean=torch.zeros(3, 2), std=torch.ones(3, 1), before=torch.zeros(3, 2)
+        )
 
 
 @given(two_gaussians())
@@ -125,9 +157,7 @@ def test_clipped_dimensions_add_up(gaussians):
 def test_clipping_never_raises_the_divergence(gaussians, low, high):
     clipped = kl_clipped_gaussian(*gaussians, low, high)
     whole = kl_gaussian(*gaussians)
-    # Both are sums of a dozen terms of the size of the divergence and of one.
-    slack = 1e-12 * (1 + whole)
-    assert -slack <= clipped <= whole + slack
+    assert 0 <= clipped <= whole * (1 + 1e-12)  # rounding of a dozen terms
 
 
 @pytest.mark.parametrize("parameters", [(0, 1, 1, 2), (0.5, 0.3, 0, 1), (2, 1, -1, 1)])
@@ -147,8 +177,7 @@ def test_clipping_agrees_with_quadrature(parameters):
         exact = mpmath.quad(integrand, [-1, 0, 1]) + atom(*below) + atom(*above)
     rows = (tensor([x], dtype=torch.float64) for x in parameters)
     got = kl_clipped_gaussian(*rows, -1.0, 1.0).item()
-    # A dozen terms of order one, each rounded at 2e-16.
-    assert_close(got, float(exact), rtol=1e-12, atol=1e-14)
+    assert_close(got, float(exact), rtol=1e-12, atol=0)
 
 
 @given(two_gaussians())
@@ -165,7 +194,6 @@ def test_gradient_of_the_clipped_divergence_is_the_derivative(gaussians):
 @given(two_gaussians())
 def test_is_exactly_zero_for_the_same_policy(gaussians):
     mean, std, *_ = gaussians
-    assert kl_tanh_gaussian(mean, std, mean, std) == 0
     assert kl_clipped_gaussian(mean, std, mean, std, -1.0, 1.0) == 0
 
 
@@ -173,8 +201,8 @@ def test_the_curvature_at_the_same_policy_is_the_fisher_information():
     p = tensor([[0.5], [0.3]], dtype=torch.float64)
     fisher = tensor([0.3**-2, 2 * 0.3**-2], dtype=torch.float64).diag()
     for kl in (
-        lambda x: kl_tanh_gaussian(*x, *p).sum(),
-        lambda x: kl_tanh_gaussian(*p, *x).sum(),
+        lambda x: kl_gaussian(*x, *p).sum(),
+        lambda x: kl_gaussian(*p, *x).sum(),
     ):
         assert_close(hessian(kl, p).reshape(2, 2), fisher)
 
@@ -206,12 +234,66 @@ def test_refuses_bounds_in_the_wrong_order():
         kl_clipped_gaussian(one, one, one, one, 1.0, -1.0)
 
 
+@pytest.mark.parametrize("place", [1, 3])
+def test_clipping_gives_nan_where_the_gaussian_does(place):
+    rows = [torch.ones(2, 1) for _ in range(4)]
+    rows[place][1] = -1.0
+    assert kl_clipped_gaussian(*rows, -1.0, 1.0).isnan().tolist() == [False, True]
+
+
 def test_clipping_refuses_what_the_gaussian_refuses():
     one = tensor([1.0])
-    with pytest.raises(ValueError, match="std_q must be positive"):
-        kl_clipped_gaussian(one, one, one, -one, -1.0, 1.0)
     with pytest.raises(ValueError, match="mean_p is"):
         kl_clipped_gaussian(one, one, torch.ones(4, 2), one, -1.0, 1.0)
+    with pytest.raises(ValueError, match="std_q must be floating point"):
+        kl_clipped_gaussian(one, one, one, one.long(), -1.0, 1.0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-inf, 0.4), (-0.4, inf), (-inf, inf)])
+def test_a_clip_on_one_side_only_is_finite_in_value_and_gradient(low, high):
+    rows = [0.2, 0.7, -0.1, 1.1]
+    leaves = [tensor([x], dtype=torch.float64, requires_grad=True) for x in rows]
+    kl = kl_clipped_gaussian(*leaves, low, high)
+    far = [x if abs(x) < inf else math.copysign(40, x) for x in (low, high)]
+    # A bound 50 deviations away has a mass of 1e-545 beyond it.
+    assert_close(kl, kl_clipped_gaussian(*leaves, *far), rtol=1e-14, atol=0)
+    assert torch.autograd.gradcheck(
+        lambda *x: kl_clipped_gaussian(*x, low, high), leaves
+    )
+    if low == -inf and high == inf:
+        assert_close(kl, kl_gaussian(*leaves))
+
+
+@pytest.mark.parametrize("change", [1e-9, 1e-6, 1e-3, 0.05, 0.12, 1.0])
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (-inf, 0.0), (0.5, 3.0)])
+def test_a_small_change_keeps_its_digits(change, bounds):
+    mean, std, low, high = map(mpmath.mpf, (0.2, 0.8, *bounds))
+    with mpmath.workdps(60):
+        moved = mpmath.mpf(0.2 + change), mpmath.mpf(0.8 * (1 + change))
+
+        def integrand(x):
+            p, q = mpmath.npdf(x, mean, std), mpmath.npdf(x, *moved)
+            return p * mpmath.log(p / q)
+
+        least = max(low, mean - 40 * std)
+        exact = mpmath.quad(integrand, mpmath.linspace(least, high, 12))
+        for end, sign in ((low, 1), (high, -1)):
+            p = mpmath.ncdf(sign * (end - mean) / std)
+            if p:
+                q = mpmath.ncdf(sign * (end - moved[0]) / moved[1])
+                exact += p * mpmath.log(p / q)
+    rows = [tensor([float(x)], dtype=torch.float64) for x in (mean, std, *moved)]
+    got = kl_clipped_gaussian(*rows, *bounds).item()
+    # Float64 rounds the numbers, of which the change is what counts.
+    assert_close(got, float(exact), rtol=1e-12 + 1e-15 / change, atol=0)
+
+
+@given(two_gaussians(), st.floats(-1e-3, 1e-3))
+def test_clipping_is_never_negative_however_close(gaussians, change):
+    mean, std, other, _ = (x.float() for x in gaussians)
+    near = mean + change * other, std * (1 + change)
+    for bounds in ((-1.0, 1.0), (-inf, 0.5)):
+        assert kl_clipped_gaussian(mean, std, *near, *bounds) >= 0
 
 
 def test_clipping_in_half_precision_is_rounded_once():
