@@ -27,7 +27,10 @@ NOT_TENSORS: dict[str, str] = {
 }
 
 # Solvers: they iterate until a condition holds, and say so.
-HOST: dict[str, str] = {}
+HOST: dict[str, str] = {
+    "algorithms.regularised.mpo:solve_temperature": "bisects until the KL is epsilon",
+    "algorithms.regularised.reps:solve_joint": "bisects, and solves a dual within",
+}
 
 # Values are of second order, or of no sign, by definition.
 SIGNED: dict[str, str] = {
@@ -37,11 +40,15 @@ SIGNED: dict[str, str] = {
 }
 
 # Half precision is not supported: what is computed has no digits left in it.
-WIDE_ONLY: dict[str, str] = {}
+WIDE_ONLY: dict[str, str] = {
+    "algorithms.regularised.mpo:solve_temperature": "a rounded one misses epsilon",
+    "algorithms.regularised.vmpo:kept_logits": "it takes booleans alone",
+}
 
 # The optimum divides by the coefficient, so there is none at 0.
 REFUSES_ZERO: dict[str, str] = {
     "optimal_policy": "beta divides the rewards",
     "optimal_value": "beta divides the rewards",
+    "soft_backup": "beta divides the rewards",
     "regret": "the optimum that it compares with has a beta above 0",
 }

@@ -18,7 +18,7 @@ VARIABLE = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 SIZES = {
     "*batch": (3,), "batch": (3,), "actions": (4,), "dims": (2,), "vocab": (5,),
     "time": (6,), "samples": (7,), "states": (3,), "components": (2,), "points": (8,),
-    "betas": (4,), "count": (2,), "prompts": (2,),
+    "betas": (4,), "count": (2,), "prompts": (2,), "latents": (2,), "classes": (3,), "others": (5,),
 }  # fmt: skip
 # What a number is, where a function asks for one by this name.
 NUMBERS: dict[str, Any] = {
@@ -29,7 +29,7 @@ NUMBERS: dict[str, Any] = {
     "share": 0.3, "sigma": 1.5, "target_entropy": -1.0, "temperature": 1.5, "kl": 0.1,
     "actions": 4, "steps": 3, "axis": -1, "iterations": 3, "tries": 4, "target": 0.01,
     "divergence": 0.02, "rate": 1e-3, "lowest": 1e-5, "highest": 1e-2, "horizon": 100,
-    "completions": 8, "chunk": 2, "seed": 0, "link": torch.tanh,
+    "completions": 8, "chunk": 2, "seed": 0, "link": torch.tanh, "eta": 0.7,
 }  # fmt: skip
 CHOICES = {"choices": [1, 3]}
 
@@ -45,7 +45,7 @@ class Parameter:
             [x.strip() for x in shapes[0].split(",") if x.strip()] if shapes else None
         )
         self.integer = "int64" in text or "integer" in text
-        self.boolean = bool(re.search(r"\bTrue\b|[Bb]oolean", text))
+        self.boolean = bool(re.search(r"\bTrue\b|[Bb]oolean", text)) or name == "kept"
 
     @property
     def shape(self) -> tuple[int, ...]:

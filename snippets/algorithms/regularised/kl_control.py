@@ -77,6 +77,9 @@ def soft_backup(
         raise ValueError(shapes)
     if next_values.shape[-1:] != rewards.shape[:1]:
         raise ValueError(f"next_values is {[*next_values.shape]}, and {shapes}")
+    dtype, (ref_logits, rewards, transitions, next_values) = widen(
+        ref_logits, rewards, transitions, next_values
+    )
     # --8<-- [start:backup]
     after = expected_next_value(transitions=transitions, values=next_values)
     worth = rewards + after  # (*batch, states, actions)
@@ -84,7 +87,7 @@ def soft_backup(
     policy = optimal_policy(ref_logits=ref, rewards=worth, beta=beta)
     values = optimal_value(ref_logits=ref, rewards=worth, beta=beta)
     # --8<-- [end:backup]
-    return policy, values
+    return policy.to(dtype), values.to(dtype)
 
 
 def path_weights(*, returns: Tensor, beta: float) -> Tensor:
@@ -104,8 +107,10 @@ def path_weights(*, returns: Tensor, beta: float) -> Tensor:
         ValueError: If beta is not positive, or the returns are integers.
     """
     check_floating(returns=returns)
+    dtype, (returns,) = widen(returns)
     drawn = torch.zeros_like(returns)
-    return optimal_policy(ref_logits=drawn, rewards=returns, beta=beta).exp()
+    weights = optimal_policy(ref_logits=drawn, rewards=returns, beta=beta).exp()
+    return weights.to(dtype)
 
 
 def corrected_returns(
@@ -134,6 +139,7 @@ def corrected_returns(
     """
     check_positive(beta=beta)
     _check_plans(noise, mean, returns=returns)
+    check_floating(std=std)
     if std.shape != noise.shape[-1:]:
         raise ValueError(f"std is {[*std.shape]}, noise is {[*noise.shape]}")
     dtype, (returns, noise, mean, std) = widen(returns, noise, mean, std)

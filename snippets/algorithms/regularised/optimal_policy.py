@@ -9,7 +9,12 @@ from torch import Tensor
 from snippets.estimate.placement import kl_penalty
 from snippets.exact.bregman import exp_gap
 from snippets.exact.categorical import kl_divergence_logits
-from snippets.foundations.contract import check_positive, check_tensors, widen
+from snippets.foundations.contract import (
+    check_floating,
+    check_positive,
+    check_tensors,
+    widen,
+)
 
 
 def optimal_policy(
@@ -151,6 +156,7 @@ def _checked(beta: float | Tensor) -> float | Tensor:
     check_positive(beta=beta)
     if not isinstance(beta, Tensor):
         return beta
+    check_floating(beta=beta)
     if beta.ndim:
         raise ValueError(f"beta is {[*beta.shape]}, and must be a scalar")
     return beta.where(beta > 0, torch.nan)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snippets.algorithms.regularised.mpo import temperature_dual
 from snippets.algorithms.regularised.optimal_policy import optimal_policy
-from snippets.foundations.contract import check_mask
+from snippets.foundations.contract import check_floating, check_mask
 
 
 def top_half(*, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -76,6 +76,7 @@ def sample_log_weights(*, advantages: Tensor, kept: Tensor, eta: Tensor) -> Tens
         ValueError: If `kept` is not boolean, eta has axes, or the shapes differ.
     """
     check_mask(kept, advantages=advantages)
+    check_floating(eta=eta)
     uniform = kept_logits(kept).to(advantages.dtype)
     scores = optimal_policy(ref_logits=uniform, rewards=advantages, beta=eta)
     return scores.detach()
@@ -104,6 +105,7 @@ def vmpo_temperature_loss(
             the shapes differ.
     """
     check_mask(kept, advantages=advantages)
+    check_floating(eta=eta)
     return temperature_dual(
         old_logits=kept_logits(kept).to(advantages.dtype),
         action_values=advantages.detach(),

@@ -65,8 +65,8 @@ def kronecker_step(
     tensors = (gradient, input_factor, score_factor)
     dtype, (gradient, of_inputs, of_scores) = widen(*tensors)
     # --8<-- [start:core]
-    rows = of_scores + damping * torch.eye(len(of_scores)).to(of_scores)
-    columns = of_inputs + damping * torch.eye(len(of_inputs)).to(of_inputs)
+    rows = of_scores + damping * torch.ones_like(of_scores[0]).diag()
+    columns = of_inputs + damping * torch.ones_like(of_inputs[0]).diag()
     whitened = torch.linalg.solve_ex(rows, gradient)[0]
     direction: Tensor = torch.linalg.solve_ex(columns, whitened.mT)[0].mT
     # --8<-- [end:core]
