@@ -71,7 +71,7 @@ def soft_backup(
             integer one.
     """
     check_tensors(2, rewards=rewards, ref_logits=ref_logits)
-    check_floating(next_values=next_values)
+    check_floating(next_values=next_values, transitions=transitions)
     shapes = f"rewards is {[*rewards.shape]}, transitions {[*transitions.shape]}"
     if rewards.shape != transitions.shape[:2]:
         raise ValueError(shapes)
