@@ -75,10 +75,13 @@ def group_advantages(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     check_tensors(2, rewards=rewards)
     dtype, (rewards,) = widen(rewards)
-    centred = centred_advantages(rewards, mask)
     others = (rewards.shape[-1] if mask is None else mask.sum(-1, keepdim=True)) - 1
+    # --8<-- [start:advantages]
+    centred = centred_advantages(rewards, mask)  # less the mean of the group
     std = (centred.square().sum(-1, keepdim=True) / others).sqrt()
-    return (centred / std.where(std > 0, 1.0)).to(dtype)
+    advantages = centred / std.where(std > 0, 1.0)
+    # --8<-- [end:advantages]
+    return advantages.to(dtype)
 
 
 def clipped_losses(

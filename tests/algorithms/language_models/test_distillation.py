@@ -180,7 +180,7 @@ def test_that_of_whole_completions_needs_the_posterior_share_at_each_prefix(pair
 
 def test_with_a_fixed_share_the_sum_over_tokens_passes_the_bound_of_one_choice():
     sure = torch.tensor([4.0, -4.0]).double().expand(7, 2)
-    fixed = generalised_jensen_shannon(sure, -sure, 0.5)
+    fixed = gkd(sure, -sure, 0.5)
     # Which of two wrote the completion is one bit, however long the completion is.
     assert mean(fixed, sequences(sure)[0]) > 2.5 * torch.tensor(2.0).log()
 
