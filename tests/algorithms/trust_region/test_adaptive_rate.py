@@ -5,9 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import inf, nan, tensor
+from torch.distributions import Independent, Normal, kl_divergence
+from torch.testing import assert_close
 
 from snippets.algorithms.trust_region.adaptive_rate import adapt_rate
 from snippets.exact.gaussian import kl_gaussian
+from tests.strategies import two_gaussians
 
 RATES = st.floats(1e-5, 1e-2)
 
@@ -19,6 +22,12 @@ def test_the_exact_divergence_of_a_policy_from_itself_changes_nothing(std, dtype
     kl = kl_gaussian(mean, std, mean, std).mean().item()
     assert kl == 0
     assert adapt_rate(1e-3, kl, 0.01, 1e-5, 1e-2) == 1e-3
+
+
+@given(two_gaussians())
+def test_the_exact_divergence_is_that_of_torch(policies):
+    p, q = (Independent(Normal(*x), 1) for x in (policies[:2], policies[2:]))
+    assert_close(kl_gaussian(*policies), kl_divergence(p, q))
 
 
 @given(RATES, st.floats(0.0051, 0.0199))
