@@ -70,7 +70,11 @@ def dpo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     check_positive(beta=beta)
     check_tensors(chosen=chosen, rejected=rejected)
     dtype, (chosen, rejected) = widen(chosen, rejected)
-    return -logsigmoid(beta * (chosen - rejected)).to(dtype)
+    # --8<-- [start:dpo]
+    margin = beta * (chosen - rejected)
+    loss = -logsigmoid(margin)
+    # --8<-- [end:dpo]
+    return loss.to(dtype)
 
 
 def ipo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
@@ -93,7 +97,10 @@ def ipo_loss(*, chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     check_positive(beta=beta)
     check_tensors(chosen=chosen, rejected=rejected)
     dtype, (chosen, rejected) = widen(chosen, rejected)
-    return (chosen - rejected - 1 / (2 * beta)).square().to(dtype)
+    # --8<-- [start:ipo]
+    loss = (chosen - rejected - 1 / (2 * beta)).square()
+    # --8<-- [end:ipo]
+    return loss.to(dtype)
 
 
 def kto_reference_point(mismatched: Tensor) -> Tensor:
@@ -148,8 +155,11 @@ def kto_loss(
         given = f"desirable is {desirable.dtype} {[*desirable.shape]}"
         raise ValueError(f"{given}, not boolean {[*log_ratios.shape]}")
     dtype, (log_ratios, point) = widen(log_ratios, reference_point)
+    # --8<-- [start:kto]
     above = log_ratios - point
-    return (-beta * above.where(desirable, -above)).sigmoid().to(dtype)
+    value = (beta * above.where(desirable, -above)).sigmoid()
+    # --8<-- [end:kto]
+    return (1 - value).to(dtype)
 
 
 def alpha_link(log_ratios: Tensor, alpha: float) -> Tensor:
