@@ -5,6 +5,7 @@ REINFORCE Samples, Get a Baseline for Free, 2019. A completion is one action her
 the KL to the reference is part of its reward.
 """
 
+import torch
 from torch import Tensor
 
 from snippets.algorithms.language_models.grpo import centred_advantages
@@ -84,13 +85,13 @@ def leave_one_out(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     check_tensors(2, rewards=rewards)
     dtype, (rewards,) = widen(rewards)
-    centred = centred_advantages(rewards, mask)
-    if mask is None:
-        samples = rewards.shape[-1]
-        return (centred * (samples / (samples - 1))).to(dtype)
-    valid = mask.sum(-1, keepdim=True)
-    others = (valid - 1).where(valid > 1, 1)
-    return (centred * (valid / others)).to(dtype)
+    valid = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
+    # --8<-- [start:loo]
+    k = valid.sum(-1, keepdim=True)  # completions of each prompt
+    centred = centred_advantages(rewards, valid)  # less the mean of all k
+    advantages = centred * k / (k - 1).where(k > 1, 1)  # less the mean of the others
+    # --8<-- [end:loo]
+    return advantages.to(dtype)
 
 
 def rloo_loss(*, new_log_probs: Tensor, rewards: Tensor, mask: Tensor) -> Tensor:
