@@ -39,7 +39,10 @@ def kl_penalised_value(*, action_values: Tensor, kl: Tensor, alpha: float) -> Te
     if not alpha >= 0:
         raise ValueError(f"alpha is {alpha}, and must be at least 0")
     dtype, (action_values, kl) = widen(action_values, kl)
-    return (action_values - kl_penalty(kl, alpha)).to(dtype)
+    # --8<-- [start:value]
+    value = action_values - kl_penalty(kl, alpha)  # (*batch)
+    # --8<-- [end:value]
+    return value.to(dtype)
 
 
 def squared_mmd(
