@@ -1,168 +1,236 @@
 """A Markdown extension that executes the Python blocks of a page while it is built.
 
-SuperFences finds the fences, markdown-exec renders source and output; this module
-fills in markdown-exec's options, gives each page one session, and stops the build
-where the site and the tests would not run the same blocks.
+SuperFences finds the fences; this module shows each with what it printed, and stops
+the build where the site and the tests would not run the same blocks, or where the
+text would show something as it was written.
 """
 
-import traceback
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial, wraps
+from html import escape, unescape
+from pathlib import Path
 from typing import Any
 
 from markdown import Markdown
 from markdown.extensions import Extension
-from markdown.preprocessors import Preprocessor
-from markdown_exec import base_format
-from markdown_exec import validator as markdown_exec_validator
+from markdown_exec import MarkdownConverter
 from pymdownx.superfences import highlight_validator
 
 from extensions.cache import Cache
-from extensions.pages import Block, PageError, page_file, page_name, read_blocks
+from extensions.pages import PageError, front_matter, locate, page_file, read_blocks
 from extensions.sessions import Session
 
-# The page whose source and output a nested Markdown renders, without running them.
-_rendering: ContextVar[Markdown | None] = ContextVar("rendering", default=None)
+SERVING = sys.argv[1:2] == ["serve"]  # mistakes are shown where they are
+LONG = 15  # lines; longer listings are not searched
 
-_SOURCE = ("", "above", "below", "block", "tabbed-left", "tabbed-right", "console")
-_MARKDOWN_EXEC = {"html", "id", "idprefix", "result", "tabs", "updatetoc", "workdir"}
-_HIGHLIGHT = {"title", "hl_lines", "linenums"}
+_VALUES = {"exec": ("on", "off"), "source": ("", "above")}
+_OPTIONS = {*_VALUES, "title", "hl_lines", "linenums"}
+_LEFT = {  # what would stand in the text as it was written
+    r"\[\^[^\]\s]+\]": "a footnote that is not defined",
+    r"\]\[[^\]\n]*\]": "a link that is not defined",
+    r"\$\$|\$(?=[^\s\d])|(?<=\S)\$(?!\d)": "a formula that does not end",
+    r"\\[a-zA-Z]+": "TeX outside of a formula",
+}
+_NO_TEXT = re.compile(r"<(code|pre|math|svg|script|style)\b.*?</\1>", re.DOTALL)
+_page: ContextVar["Page | None"] = ContextVar("page", default=None)
+_log = logging.getLogger("mkdocs.structure.pages")
 
 
-class Page(Preprocessor):
-    """What is known of the page being converted; checks it once its fences are read."""
+class Page:
+    """A page while it is converted."""
 
-    def __init__(self, md: Markdown) -> None:
-        """Wait for the first fence."""
-        super().__init__(md)
-        self._file = ""
-        self._cache: Cache | None = None
-        self._blocks: list[Block] = []
-        self._ran = 0
+    def __init__(self, md: Markdown, file: Path) -> None:
+        """Read the file."""
+        self.md, self.name, self.text = (
+            md,
+            os.path.relpath(file),
+            file.read_text("utf-8"),
+        )
+        self.nested = False  # whether what a block printed is being converted
+        self._ran, self._broken = 0, False
+        self._session = Session(self.name)
+        self._cache = Cache(self._session)
 
-    def cache(self) -> Cache:
-        """What is kept of the page, whose blocks are read when this is asked first."""
-        if self._cache is None:
-            file = page_file(self.md)
-            if file is None:
-                raise PageError("Python blocks run only on pages of MkDocs or Zensical")
-            self._file = page_name(self.md)
+    def convert(self, convert: Callable[[str], str], text: str) -> str:
+        """The HTML of the page, or in `mkdocs serve` that of its mistake."""
+        token = _page.set(self)
+        try:
+            if not self.name.endswith(".md"):
+                raise self.error("the tests read only files that are named .md")
             expand = self.md.preprocessors["snippet"].run
-            self._blocks = read_blocks(file.read_text("utf-8"), self._file, expand)
-            self._cache = Cache(Session(self._file))
-        return self._cache
+            self._blocks = read_blocks(self.text, self.name, expand)
+            html = convert(text)
+            self._check(html)
+            return html
+        except Exception as error:
+            return self.mistake(error)
+        finally:
+            self._session.close()
+            _page.reset(token)
+
+    def error(self, reason: object, *excerpts: str) -> PageError:
+        """An error that names the page, and the line of one of these excerpts."""
+        return PageError(f"{self.name}{locate(self.text, *excerpts)}: {reason}")
+
+    def mistake(self, error: Exception) -> str:
+        """What a served page shows of an error, which stops every build."""
+        if not isinstance(error, PageError):  # those of others quote what is wrong
+            error = self.error(repr(error), *re.findall(r"'([^']+)'", str(error)))
+        if not SERVING:
+            raise error
+        self._broken = True
+        _log.error(error)
+        place, _, reason = escape(str(error)).partition(": ")
+        title = f'<p class="admonition-title">{place}</p>'
+        return f'<div class="admonition failure">{title}<pre>{reason}</pre></div>'
 
     def run_next(self, source: str) -> str:
         """What the next block prints. SuperFences and the tests must agree on it."""
-        cache = self.cache()
         block = self._blocks[self._ran] if self._ran < len(self._blocks) else None
         if block is None or _canonical(block.source) != _canonical(source):
-            at = self._file
-            raise PageError(f"{at}: the tests do not see this block:\n{source}")
+            raise self.error(f"the tests do not see this block:\n{source}", source)
         self._ran += 1
         try:
-            return cache.printed(block)
-        except (Exception, SystemExit) as error:
-            at = f"{self._file}:{block.line}"
-            trace = "".join(traceback.format_exception(error)[2:])
-            raise PageError(f"{at}: a block failed: {error!r}\n{trace}") from error
+            return "" if self._broken else self._cache.printed(block)
+        except BaseException as error:
+            failed = PageError(f"{self.name}:{block.line}: a block failed: {error}")
+            if isinstance(error, Exception):
+                raise failed from error
+            _log.error(failed)  # it was interrupted
+            raise
 
-    def run(self, lines: list[str]) -> list[str]:
-        """Compare what ran with what the tests collect; the text stays as it is."""
-        if not _rendering.get() and page_file(self.md):
-            self.cache()
-            for block in self._blocks[self._ran :]:
-                at = f"{self._file}:{block.line}"
-                raise PageError(f"{at}: the site does not run this block")
-        return lines
+    def _check(self, html: str) -> None:
+        for block in self._blocks[self._ran :]:
+            where = f"{self.name}:{block.line}"
+            raise PageError(f"{where}: the site does not run this block")
+        if left := re.search(
+            r"\\[(\[].*", re.sub(r"(`+|\$+).*?\1", "", self.text, flags=re.S)
+        ):
+            raise self.error(f"write $…$ or $$…$$: {left[0]}", left[0])
+        html = _NO_TEXT.sub("", html)
+        text = unescape(re.sub(r"<[^>]*>", "", html))
+        for pattern, problem in _LEFT.items():
+            if left := re.search(pattern, text):
+                line = text[left.start() :].split("\n")[0]
+                raise self.error(f"{problem}: {line[:60]}", line[:12], left[0])
+        for name, times in Counter(re.findall(r'<[^>]*\sid="(.+?)"', html)).items():
+            if times > 1:
+                raise self.error(f"two elements have the id {name!r}", f"#{name}", name)
+        front_matter(self.text, self.name)
 
 
 def _canonical(source: str) -> list[str]:
     return [line.rstrip() for line in source.expandtabs(4).strip("\n").split("\n")]
 
 
-def validate(
-    language: str,
-    inputs: dict[str, str],
-    options: dict[str, Any],
-    attrs: dict[str, Any],
-    md: Markdown,
-) -> bool:
-    """SuperFences' validator: runs a fence unless it says `exec="off"`.
+def _stops(function: Any) -> Any:
+    """SuperFences shows a fence as text if its function fails: stop the build."""
 
-    Raises:
-        PageError: If an option, or its value, is not known.
-    """
-    if _rendering.get():
+    @wraps(function)
+    def stopping(*given: Any, **named: Any) -> Any:
+        try:
+            return function(*given, **named)
+        except PageError:
+            raise
+        except Exception as error:
+            page = _page.get()
+            where = f"{page.name}: " if page else ""
+            raise PageError(f"{where}{error!r}") from error
+
+    return stopping
+
+
+@_stops
+def validate(_: str, inputs: Any, options: Any, attrs: Any, md: Markdown) -> bool:
+    """SuperFences' validator: runs a fence unless it says `exec="off"`."""
+    page = _page.get()
+    if page is None:
+        raise PageError("Python blocks run only on pages of MkDocs or Zensical")
+    if page.nested:
         return False
-    where = page_name(md)
-    if unknown := set(inputs) - _MARKDOWN_EXEC - _HIGHLIGHT - {"exec", "source"}:
-        raise PageError(f"{where}: a block has an unknown option {sorted(unknown)}")
-    execute = inputs.pop("exec", "on")
-    source = inputs.get("source", "above")
-    if execute not in {"on", "off"} or source not in _SOURCE:
-        raise PageError(f"{where}: a block has exec={execute!r}, source={source!r}")
-    if execute == "off":
-        options["source"] = None
-        return bool(highlight_validator(language, inputs, options, attrs, md))
-    # A block without source makes part of the page: what it prints is Markdown.
-    result = "text" if source else ""
-    filled = {"exec": "on", "source": source, "result": result, "idprefix": ""}
-    for name, value in filled.items():
-        inputs.setdefault(name, value)
-    inputs.setdefault("updatetoc", "no")
-    return markdown_exec_validator(language, inputs, options, attrs, md)
+    for name, value in inputs.items():
+        if name not in _OPTIONS or value not in _VALUES.get(name, [value]):
+            written = f'{name}="{value}"', f"{name}={value}", name
+            raise page.error(f"a block has the unknown option {written[0]}", *written)
+    more = {name: inputs.pop(name, "above") for name in _VALUES}
+    known = bool(highlight_validator("python", inputs, options, attrs, md))
+    options |= {"run": more["exec"] != "off", "shown": more["source"] != ""}
+    return known
 
 
-def execute(
-    source: str,
-    language: str,
-    css_class: str,
-    options: dict[str, Any],
-    md: Markdown,
-    **highlighting: Any,
-) -> str:
+@_stops
+def execute(source: str, _: str, css: str, options: Any, md: Any, **more: Any) -> str:
     """SuperFences' formatter: runs a block and renders it with what it printed."""
-    if options["source"] is None:
-        fences: Any = md.preprocessors["fenced_code_block"]
-        return str(fences.highlight(source, language, options, md, **highlighting))
-    page = md.preprocessors["blocks"]
-    assert isinstance(page, Page)
-    printed = page.run_next(source).rstrip("\n")
-    if not printed:
-        options["result"] = ""  # no box where nothing was printed
-    if not options["source"] and not printed.startswith("<figure"):
-        return _render(printed, source, md, options)  # MkDocs must see links in it
-    html = page.cache().rendered(
-        lambda: _render(printed, source, md, options), printed, source, repr(options)
-    )
-    return f'<div class="{css_class}">{html}</div>' if options["source"] else html
-
-
-def _render(printed: str, source: str, md: Markdown, options: dict[str, Any]) -> str:
-    """What markdown-exec makes of a block that has run."""
-    token = _rendering.set(md)
+    page, highlight = _page.get(), md.preprocessors["fenced_code_block"].highlight
+    assert page
+    run, shown = options.pop("run"), options.pop("shown")
+    listing = highlight(source, "python", options, md, **more)
+    listing = _unsearched(listing) if source.count("\n") >= LONG else listing
+    if not run:
+        return str(listing)
     try:
-        return base_format(
-            language="python",
-            run=lambda *_, **__: printed,
-            code=source,
-            md=md,
-            **options,
-        )
-    except Exception as error:  # SuperFences would show the fence as text
-        raise PageError(f"{page_name(md)}: a block is not rendered: {error}") from error
+        printed = page.run_next(source).rstrip("\n")
+    except PageError as error:
+        return f'<div class="{css}">{listing}</div>{page.mistake(error)}'
+    if not shown:
+        return _converted(printed, page)
+    output = highlight(printed, "text", {}, md) if printed else ""
+    return f'<div class="{css}">{listing}{_unsearched(output)}</div>'
+
+
+def _unsearched(html: str) -> str:
+    return html.replace("<div ", "<div data-search-exclude ", 1)
+
+
+def _converted(printed: str, page: Page) -> str:
+    """The part of a page that a hidden block prints: figures, or Markdown."""
+    if not re.sub(r"<figure.*?</figure>", "", printed, flags=re.DOTALL).strip():
+        return printed
+    page.nested = True
+    try:
+        converter = MarkdownConverter(page.md, update_toc=False)
+        return converter.convert(printed, id_prefix="")
     finally:
-        _rendering.reset(token)
+        page.nested = False
 
 
 class BlocksExtension(Extension):
     """Gives every page its session."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        """Check right after SuperFences, which has priority 25."""
+        """Stand around the conversion of a page."""
         md.registerExtension(self)
-        page = _rendering.get()
+        page = _page.get()
         if page is None:
-            md.preprocessors.register(Page(md), "blocks", 24)
-        elif "relpath" in page.treeprocessors:  # MkDocs checks links that are printed
-            md.treeprocessors.register(page.treeprocessors["relpath"], "relpath", 0)
+            convert = partial(_convert, md, md.convert)
+            md.convert = convert  # type: ignore[method-assign]
+        elif (
+            "relpath" in page.md.treeprocessors
+        ):  # MkDocs checks links that are printed
+            relpath = page.md.treeprocessors["relpath"]
+            md.treeprocessors.register(relpath, "relpath", 0)
+        for name in ("pages", "nav", "files"):
+            logging.getLogger(f"mkdocs.structure.{name}").addFilter(_with_line)
+
+
+def _convert(md: Markdown, convert: Callable[[str], str], text: str) -> str:
+    file = page_file(md)
+    return Page(md, file).convert(convert, text) if file else convert(text)
+
+
+def _with_line(record: logging.LogRecord) -> bool:
+    """Say on which line the link stands that MkDocs warns of."""
+    message = record.getMessage()
+    if found := re.match(r"Doc file '(.+?)' .*? '(.+?)'", message):
+        file = Path("docs", found[1])
+        at = locate(file.read_text("utf-8"), found[2]) if file.exists() else ""
+        record.msg, record.args = f"{file}{at}: {message}", ()
+    if SERVING:  # where strict mode counts warnings, nothing would be served
+        record.levelno = logging.INFO
+    return True

@@ -1,32 +1,28 @@
-"""What the blocks of a page printed, and its HTML, kept between builds in `.cache/`.
+"""What the blocks of a page printed, kept between builds, one file for each block.
 
-An entry is found by everything that a block could depend on: its source and that of
-the blocks before it, all snippets and extensions, Python and the installed packages.
-It also names the files that the block read, and is of no use once one has changed.
+A file's name is the digest of all that its block depends on: the page's blocks up to
+it, our modules that they import, the files that they declare, Python and packages.
 """
 
+import ast
 import hashlib
-import json
 import logging
 import os
 import platform
-import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache
+import time
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
-from extensions.pages import Block
+from extensions.pages import Block, declared
 from extensions.sessions import Session
 
-FILE = Path(".cache/blocks.sqlite")
+FOLDER = Path(".cache/blocks")
 OFF = "KL_CACHE"  # set it to "off" to execute every block
 
-_log = logging.getLogger("kl.cache")  # not MkDocs' logger: strict builds go on
-_ours = (Path(__file__).parent, Path("snippets"))
-_reads: set[str] | None = None  # what the running block opens
+_DAYS = 30  # after which an entry that no build asked for is forgotten
+_VARIABLES = ("TORCH", "PYTHON", "OMP_", "MKL_", "CUDA", "LANG", "LC_", "TZ")
+_HERE = Path(__file__).parent
 
 
 class Cache:
@@ -36,8 +32,8 @@ class Cache:
         """Begin before the page's first block."""
         self._session = session
         self._skipped: list[Block] = []
-        self._environment = _environment()
-        self._key = _digest(session.file, self._environment)
+        self._modules: set[str] = set()
+        self._key = _digest(session.file, _environment())
 
     def printed(self, block: Block) -> str:
         """What a block prints; it is executed only if that is not known.
@@ -45,151 +41,107 @@ class Cache:
         Raises:
             Exception: Whatever the block raises. Nothing is kept of it.
         """
-        self._key = _digest(self._key, block.source)
-        entry = _storage.load(self._key)
-        if entry is None or entry["reads"] != _contents(entry["reads"]):
-            while self._skipped:  # their names and random state are needed now
-                self._session.run(self._skipped[0])
-                del self._skipped[0]
-            with _recorded() as reads:
-                printed = self._session.run(block)
-            reads.discard(self._session.file)  # Python shows its lines in tracebacks
-            entry = {"printed": printed, "reads": _contents(reads)}
-            _storage.store(self._key, entry)
-        else:
-            self._skipped.append(block)
-        self._key = _digest(self._key, json.dumps(entry["reads"], sort_keys=True))
-        return str(entry["printed"])
+        modules = closure(block.source)
+        files = [f"{path}\0{path.read_bytes()!r}" for path in declared(block.source)]
+        texts = (block.source, *files, *modules, *modules.values())
+        self._key = _digest(self._key, *texts)
+        self._modules |= {_module(path) for path in modules}
+        self._skipped.append(block)
+        printed = _load(self._key)
+        if printed is None:
+            for waiting in self._skipped:  # their names and random state are needed
+                printed = self._session.run(waiting)
+            self._skipped.clear()
+            if hidden := set(self._session.loaded) - self._modules:
+                raise ImportError(f"{sorted(hidden)} imported by no import statement")
+            _store(self._key, printed or "")
+        return printed or ""
 
-    def rendered(self, render: Callable[[], str], *made_of: str) -> str:
-        """What `render` returns, which depends on these texts and on the settings."""
-        settings = _content("mkdocs.yml")
-        key = _digest("rendered", self._environment, settings, *made_of)
-        entry = _storage.load(key)
-        if entry is None:
-            entry = {"html": render()}
-            _storage.store(key, entry)
-        return str(entry["html"])
+
+def closure(source: str) -> dict[str, str]:
+    """The files of our modules that a source imports, each after those it needs."""
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+
+    def follow(text: str) -> None:
+        for module in _imported(text):
+            name = f"{module.replace('.', '/')}.py"
+            path = _HERE.parent / name if module.startswith("ext") else Path(name)
+            if name not in seen and path.is_file():
+                seen.add(name)
+                follow(inside := path.read_text("utf-8"))
+                found[name] = inside
+
+    follow(source)
+    return found
+
+
+def _module(path: str) -> str:
+    return path.removesuffix(".py").replace("/", ".")
+
+
+@lru_cache(maxsize=2000)
+def _imported(source: str) -> list[str]:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # it is named when the block runs
+        return []
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{x.name}" for x in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return sorted({x for x in names if x.startswith(("snippets.", "extensions."))})
 
 
 def _digest(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return hashlib.sha256(repr(texts).encode()).hexdigest()
 
 
 @cache
-def _packages() -> str:
-    infos = {info.name for path in sys.path for info in Path(path).glob("*-info")}
-    return _digest(sys.version, platform.machine(), *sorted(infos))
-
-
 def _environment() -> str:
-    files = [file for folder in _ours for file in sorted(folder.rglob("*.py"))]
-    return _digest(
-        _packages(), *(_source(file, file.stat().st_mtime_ns) for file in files)
-    )
+    """Python, the installed packages, and the machinery that runs a block."""
+    infos = {info.name for path in sys.path for info in Path(path).glob("*-info")}
+    values = [f"{k}={v}" for k, v in os.environ.items() if k.startswith(_VARIABLES)]
+    ours = [(_HERE / f"{x}.py").read_text() for x in ("cache", "pages", "sessions")]
+    known = (sys.version, platform.machine(), *sorted(infos), *sorted(values))
+    return _digest(*known, *ours)
+
+
+def _load(key: str) -> str | None:
+    file = FOLDER / key
+    try:
+        digest, _, text = file.read_bytes().decode().partition("\n")
+        if os.environ.get(OFF) == "off" or digest != _digest(key, text):
+            return None
+        os.utime(file)
+    except (OSError, ValueError):
+        return None
+    return text
+
+
+def _store(key: str, text: str) -> None:
+    """Keep an entry: all of it, or nothing."""
+    try:
+        if os.environ.get(OFF) != "off" and _swept():
+            part = FOLDER / f"{key}.{os.getpid()}"
+            part.write_bytes(f"{_digest(key, text)}\n{text}".encode())
+            part.replace(FOLDER / key)
+    except OSError as error:
+        _say(f"the cache of blocks is not used: {FOLDER}: {error.strerror}")
 
 
 @cache
-def _source(file: Path, changed: int) -> str:
-    return f"{file}\0{_content(str(file))}"
-
-
-def _contents(paths: Iterable[str]) -> dict[str, str]:
-    return {path: _content(path) for path in paths}
-
-
-def _content(path: str) -> str:
-    """The digest of a file, or of the names in a folder."""
-    file = Path(path)
-    try:
-        if file.is_dir():
-            return _digest(*sorted(str(inside) for inside in file.iterdir()))
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
-        return ""
+def _swept() -> bool:
+    """Once in a process: forget what no build has asked for in a month."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for file in FOLDER.iterdir():
+        if file.stat().st_mtime < time.time() - _DAYS * 86400:
+            file.unlink(missing_ok=True)
+    return True
 
 
 @cache
-def _listen() -> None:
-    """Hear of every file that is opened. An audit hook can never be removed."""
-    root = f"{Path.cwd()}{os.sep}"
-
-    def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if _reads is None or event not in {"open", "os.listdir", "os.scandir"}:
-            return
-        if isinstance(arguments[0], str | bytes | os.PathLike):
-            path = os.path.join(root, os.fsdecode(arguments[0]))  # noqa: PTH118
-            inside = os.path.normpath(path).removeprefix(root)
-            imported = inside.endswith(".py") or "__pycache__" in inside
-            if event != "open":  # Python lists a folder when it imports from it
-                imported |= Path(inside).is_relative_to("snippets")
-            if not (imported or inside.startswith(".") or os.path.isabs(inside)):  # noqa: PTH117
-                _reads.add(inside)
-
-    sys.addaudithook(hear)
-
-
-@contextmanager
-def _recorded() -> Iterator[set[str]]:
-    global _reads
-    _listen()
-    reads: set[str] = set()
-    _reads = reads
-    try:
-        yield reads
-    finally:
-        _reads = None
-
-
-class _Storage:
-    """A table of entries. Without one, blocks are executed; that is said once."""
-
-    def __init__(self) -> None:
-        self._table: sqlite3.Connection | None = None
-        self._works = os.environ.get(OFF) != "off"
-
-    def load(self, key: str) -> dict[str, Any] | None:
-        """The entry of a key."""
-        row = self._query("SELECT entry FROM blocks WHERE key = ?", key)
-        try:
-            return json.loads(row[0]) if row else None
-        except ValueError:
-            return None  # a damaged entry is written again
-
-    def store(self, key: str, entry: dict[str, Any]) -> None:
-        """Keep an entry."""
-        text = json.dumps(entry)
-        self._query(
-            "INSERT OR REPLACE INTO blocks VALUES (?, ?, unixepoch())", key, text
-        )
-
-    def _query(self, query: str, *values: str) -> Any:
-        if not self._works:
-            return None
-        try:
-            return self._open().execute(query, values).fetchone()
-        except (sqlite3.Error, OSError) as error:
-            self._works = False
-            _log.warning("the cache of blocks is not used: %s: %s", FILE, error)
-            if isinstance(error, sqlite3.DatabaseError) and "not a database" in str(
-                error
-            ):
-                FILE.unlink()
-            return None
-
-    def _open(self) -> sqlite3.Connection:
-        if self._table is None:
-            FILE.parent.mkdir(parents=True, exist_ok=True)
-            self._table = sqlite3.connect(
-                FILE, timeout=30, isolation_level=None, check_same_thread=False
-            )
-            self._table.execute("PRAGMA synchronous = OFF")
-            self._table.execute(
-                "CREATE TABLE IF NOT EXISTS blocks (key PRIMARY KEY, entry, stored)"
-            )
-            month = "DELETE FROM blocks WHERE stored < unixepoch() - 30 * 86400"
-            self._table.execute(month)
-        return self._table
-
-
-_storage = _Storage()
+def _say(text: str) -> None:
+    logging.getLogger("kl.cache").warning(text)  # not MkDocs': strict builds go on

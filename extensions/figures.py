@@ -12,7 +12,8 @@ from textwrap import wrap
 from typing import Any
 
 import altair as alt
-import vl_convert
+
+from extensions.sessions import draw
 
 P = "var(--kl-p)"
 Q = "var(--kl-q)"
@@ -72,7 +73,7 @@ def figure(chart: alt.TopLevelMixin, description: str) -> str:
     if not description.strip():
         raise ValueError("a figure needs a description")
     spec["config"] = _CONFIG
-    svg = vl_convert.vegalite_to_svg(spec, show_warnings=False)
+    svg = draw(spec)
     # One picture with one description: its marks are not pictures of their own.
     svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)
     label = escape(description, quote=True)

@@ -5,19 +5,25 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import yaml
 from markdown import Markdown
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from mkdocs.exceptions import BuildError
 from pymdownx.snippets import SnippetExtension
 from pymdownx.superfences import SuperFencesException
 
 Expand = Callable[[list[str]], list[str]]
+RECORD = (  # what the atlas needs to know of an algorithm
+    *("algorithm", "p", "q", "samples", "estimate", "enters", "sign", "unit"),
+    *("default", "source", "verified", "code", "test"),
+)
 
 
-class PageError(SuperFencesException):
-    """Something on a page that must stop the build. SuperFences lets it through."""
+class PageError(SuperFencesException, BuildError):
+    """What must stop a build. SuperFences and MkDocs let it through as it is."""
 
 
 class Block(NamedTuple):
@@ -26,7 +32,7 @@ class Block(NamedTuple):
     line: int  # of the opening fence, counted from 1 in the file
     end: int  # the line of the closing fence
     source: str
-    included: bool  # whether the source stands in another file
+    written: str  # the source before includes are expanded
     shown: bool  # whether the page shows the source
 
 
@@ -57,7 +63,7 @@ def read_blocks(text: str, name: str, expand: Expand) -> list[Block]:
     for token in _fences(text):
         assert token.map
         line, end = token.map[0] + 1, token.map[1]
-        closing = lines[end - 1].lstrip("> ").rstrip() if end > line else ""
+        closing = lines[end - 1].lstrip("> \t").rstrip() if end > line else ""
         if set(closing) != {token.markup[0]} or len(closing) < len(token.markup):
             raise PageError(f"{name}:{line}: this fence is never closed")
         language = token.info.split()[0] if token.info else ""
@@ -66,9 +72,10 @@ def read_blocks(text: str, name: str, expand: Expand) -> list[Block]:
                 written = token.content.removesuffix("\n")
                 source = "\n".join(expand(written.split("\n")))
                 shown = not re.search(r"""\bsource=(""|'')""", token.info)
-                blocks.append(Block(line, end, source, source != written, shown))
-        elif re.match(r"\{?\s*\.?py(thon|thon3|con)?\b", token.info):
-            raise PageError(f"{name}:{line}: write ```python, so that the block runs")
+                blocks.append(Block(line, end, source, written, shown))
+        elif re.match(r"(?i)\{?\s*\.?i?py", token.info):
+            way = "write ```python, so that the block runs, or ```text"
+            raise PageError(f"{name}:{line}: {way}")
     return blocks
 
 
@@ -77,6 +84,59 @@ def includes(root: Path) -> Expand:
     md = Markdown()
     SnippetExtension(base_path=[str(root)], check_paths=True).extendMarkdown(md)
     return md.preprocessors["snippet"].run
+
+
+def declared(source: str) -> list[Path]:
+    """The files that a block says it reads, in lines like `# reads: docs/*.md`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    files: list[Path] = []
+    for pattern in re.findall(r"^# reads: (.+)$", source, re.MULTILINE):
+        files += (found := sorted(Path().glob(pattern.strip())))
+        if not found:
+            raise FileNotFoundError(f"# reads: {pattern} names no file")
+    return files
+
+
+def front_matter(text: str, name: str) -> dict[str, Any]:
+    """What stands between the lines `---` on top of a page.
+
+    Raises:
+        PageError: If it does not describe the page, or a record of the atlas is
+            not complete.
+    """
+    found = re.match(r"---\n(.*?)^---$", text, re.DOTALL | re.MULTILINE)
+    try:
+        data = yaml.safe_load(found[1]) if found else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 2 if error.problem_mark else 1
+        raise PageError(f"{name}:{line}: no YAML: {error.problem}") from error
+    if (
+        not isinstance(data, dict)
+        or not 40 <= len(data.get("description") or "") <= 200
+    ):
+        needs = (
+            "a page begins with `---`, `description:` and 40 to 200 characters, `---`"
+        )
+        raise PageError(f"{name}:1: {needs}: it is what search engines and lists show")
+    for record in data.get("atlas") or []:
+        if lacks := [key for key in RECORD if record.get(key) in (None, "")]:
+            at = locate(text, f"algorithm: {record.get('algorithm')}", "atlas:")
+            raise PageError(f"{name}{at}: a record of the atlas lacks {lacks}")
+    return data
+
+
+def locate(text: str, *excerpts: str) -> str:
+    """Where the first of these excerpts stands, as `:12`, or nothing."""
+    lines = text.split("\n")
+    for excerpt in excerpts:
+        first = excerpt.strip().split("\n")[0]
+        for number, line in enumerate(lines, 1):
+            if first and first in line:
+                return f":{number}"
+    return ""
 
 
 def page_file(md: Markdown) -> Path | None:
@@ -89,7 +149,9 @@ def page_file(md: Markdown) -> Path | None:
     return None
 
 
-def page_name(md: Markdown) -> str:
-    """What an error calls the page."""
+def place(md: Markdown, *excerpts: str) -> str:
+    """What an error calls the page, with the line of one of these excerpts."""
     file = page_file(md)
-    return os.path.relpath(file) if file else "a page"
+    if file is None:
+        return "a page"
+    return os.path.relpath(file) + locate(file.read_text("utf-8"), *excerpts)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FRONT = "---\ndescription: A page of a test, which says in a line what it is.\n---\n"
 ENVIRONMENT = os.environ | {"NO_MKDOCS_2_WARNING": "1", "NO_COLOR": "1"}
 
 
@@ -53,7 +54,8 @@ class Project:
     def configure(self, pages: dict[str, str], nav: list[str] | None = None) -> None:
         """Write the pages, and the real settings with a nav of these pages."""
         for name, text in pages.items():
-            self.write(f"docs/{name}", text)
+            front = "" if text.startswith("---") else FRONT
+            self.write(f"docs/{name}", front + text)
         settings, _ = (ROOT / "mkdocs.yml").read_text("utf-8").split("\nnav:")
         entries = "".join(f"  - {name}\n" for name in nav or pages)
         self.write("mkdocs.yml", f"{settings}\nnav:\n{entries}")
