@@ -4,9 +4,9 @@ Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning,
 arXiv:1602.01783, section 4.
 """
 
-import torch
 from torch import Tensor
 
+from snippets.estimate.sampling import log_prob
 from snippets.foundations.contract import check_tensors, widen
 from snippets.foundations.entropy import entropy
 
@@ -21,7 +21,7 @@ def actor_loss(
 
     Args:
         new_logits: Logits of the policy, which sampled and trains, `(*batch, actions)`.
-        actions: What it did, int64, `(*batch)`.
+        actions: What it did, integers, `(*batch)`.
         advantages: Advantage of each of them, `(*batch)`.
         coefficient: Of the entropy, at least 0; 0 leaves it out.
 
@@ -36,11 +36,9 @@ def actor_loss(
         raise ValueError(f"coefficient is {coefficient}: a negative one ends exploring")
     check_tensors(1, new_logits=new_logits)
     check_tensors(new_logits=new_logits.select(-1, 0), advantages=advantages)
-    if actions.shape != advantages.shape or actions.dtype != torch.int64:
-        raise ValueError(f"actions is {actions.dtype} {[*actions.shape]}")
     dtype, (logits, advantages) = widen(new_logits, advantages.detach())
     # --8<-- [start:core]
-    log_probs = logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    log_probs = log_prob(logits, actions=actions, temperature=1.0)
     loss = -advantages * log_probs - coefficient * entropy(logits)
     # --8<-- [end:core]
     return loss.to(dtype)

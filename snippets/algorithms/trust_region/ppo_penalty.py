@@ -6,10 +6,10 @@ section 4. Thresholds of the other controllers are read from their libraries' so
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from snippets.estimate.placement import kl_penalty, policy_gradient_loss
+from snippets.estimate.sampling import log_prob
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.contract import check_positive, check_tensors, widen
 
@@ -32,7 +32,7 @@ def penalty_loss(
     Args:
         new_logits: Logits of the policy that trains, `(*batch, actions)`.
         old_logits: Logits of the policy that sampled, `(*batch, actions)`.
-        actions: What the old policy did, int64, `(*batch)`.
+        actions: What the old policy did, integers, `(*batch)`.
         advantages: Advantage of each of them, `(*batch)`.
         beta: The KL coefficient, at least 0.
 
@@ -45,15 +45,12 @@ def penalty_loss(
     """
     check_tensors(1, new_logits=new_logits, old_logits=old_logits)
     check_tensors(old_logits=old_logits.select(-1, 0), advantages=advantages)
-    if actions.shape != advantages.shape or actions.dtype != torch.int64:
-        raise ValueError(f"actions is {actions.dtype} {[*actions.shape]}")
     tensors = (new_logits, old_logits.detach(), advantages)
     dtype, (new, old, advantages) = widen(*tensors)
     # --8<-- [start:core]
-    chosen = actions.unsqueeze(-1)
     loss = policy_gradient_loss(
-        new_log_probs=new.log_softmax(-1).gather(-1, chosen).squeeze(-1),
-        old_log_probs=old.log_softmax(-1).gather(-1, chosen).squeeze(-1),
+        new_log_probs=log_prob(new, actions=actions, temperature=1.0),
+        old_log_probs=log_prob(old, actions=actions, temperature=1.0),
         advantages=advantages,
     )
     loss = loss + kl_penalty(kl_divergence_logits(old, new), beta)

@@ -203,7 +203,7 @@ def test_without_a_coefficient_a_kl_of_infinity_does_not_count():
 
 @pytest.mark.parametrize("actions", [torch.zeros(3, 1).long(), torch.zeros(3)])
 def test_refuses_actions_that_are_no_index_per_state(actions):
-    with pytest.raises(ValueError, match="actions is"):
+    with pytest.raises(ValueError, match="actions (is|must)"):
         loss_of(torch.zeros(3, 2), torch.zeros(3, 2), actions, torch.zeros(3), 1.0)
 
 
