@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from snippets.algorithms.trust_region.adaptive_rate import adapt_rate
+
 pytest.importorskip("torchrl", minversion="0.14")
 from tensordict import TensorDict
 from tensordict.nn import (
@@ -14,7 +16,7 @@ from tensordict.nn import (
 )
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
-from torchrl.objectives import KLPENPPOLoss
+from torchrl.objectives import KLAdaptiveLR, KLPENPPOLoss
 
 
 class Joint(Independent):
@@ -71,3 +73,12 @@ def test_defaults():
     loss, _, _ = loss_and_batch(0.0)
     assert loss.beta == 1.0
     assert loss.dtarg == 0.01
+
+
+@pytest.mark.parametrize("kl", [0.0, -0.001, 0.001, 0.0049, 0.01, 0.0199, 0.021, 1.0])
+@pytest.mark.parametrize("rate", [1e-5, 1e-3, 1e-2])
+def test_its_schedule_of_the_learning_rate_is_ours(kl, rate):
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
+    KLAdaptiveLR(optimiser, target_kl=0.01).step(kl)
+    expected = adapt_rate(rate, kl, target=0.01, lowest=1e-5, highest=1e-2)
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-15)
