@@ -233,7 +233,7 @@ def _stretched(loss: Callable[..., Tensor]) -> Iterator[str]:
 def _compared(found: Tensor, right: Tensor, known: dict[str, Tensor]) -> Iterator[str]:
     scale = (found / right).double()
     scales = {1 / torch.tensor(2.0).log().item(): ", which is in bits"}
-    scales |= {1 / n: f", a mean over {n} actions?" for n in (3, 4)}
+    scales |= {1 / n: f", as a mean over {n} actions is" for n in (3, 4)}
     named = [text for text, value in known.items() if _close(found, value)]
     if _close(found, right):
         return
