@@ -5,7 +5,9 @@ new MutationObserver(() => {
     nav.setAttribute("role", "none");
   }
   // Wide tables and rows of tabs scroll inside themselves: by keyboard too.
-  const scrolling = ".md-typeset__scrollwrap:not([tabindex]), .tabbed-labels:not([tabindex])";
+  let scrolling = ".md-typeset__scrollwrap:not([tabindex]), .tabbed-labels:not([tabindex])";
+  // Listings too: the theme does it for them where a pointer hovers, and not on a phone.
+  if (matchMedia("(hover: none)").matches) scrolling += ", pre > code:not([tabindex])";
   for (const box of document.querySelectorAll(scrolling)) {
     box.setAttribute("tabindex", "0");
   }
