@@ -3,7 +3,7 @@
 export NO_MKDOCS_2_WARNING = 1
 BIN := .venv/bin
 
-.PHONY: help serve build test lint bench font
+.PHONY: help serve build test lint format page bench font
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -17,13 +17,21 @@ build: .venv/site ## Build the site into site/, where it replaces the last good 
 	$(BIN)/python -m extensions.export .build
 	rm -rf site && mv .build site
 
-test: .venv/test ## Run every block of every page, and everything else that proves them
-	$(BIN)/pytest --numprocesses auto $(PYTEST_ARGS)
+test: .venv/test ## Test everything, or what PYTEST_ARGS="docs/quick_notes.md" names
+	$(BIN)/pytest $(if $(filter docs/% tests/%,$(PYTEST_ARGS)),,--numprocesses auto) $(PYTEST_ARGS)
 
-lint: .venv/test ## Check style and types
+lint: .venv/site ## Check style and types, also of the blocks on pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python -m tests.page_style
 	$(BIN)/mypy
+
+format: .venv/site ## Format all Python, also the blocks on pages
+	$(BIN)/ruff format
+	$(BIN)/python -m tests.page_style --write
+
+page: ## Lay down a new page: make page ROOM=foundations NAME=symmetry
+	python3 -m tests.new_page $(ROOM)/$(NAME)
 
 bench: .venv/test ## Measure speed and memory, as ratios within one run
 	for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
@@ -34,11 +42,16 @@ font: .venv/test ## Cut the math font again, from a latinmodern-math.otf here
 	  --unicodes-file=docs/assets/fonts/characters.txt --layout-features= --no-hinting \
 	  --desubroutinize --name-IDs='*'
 
+# torch by its version alone: its files differ by machine, with CUDA and without. All
+# else by its hash; the two lists are complete, so pip adds nothing to them.
+LISTED := --quiet --no-deps --require-hashes --requirement
 .venv/site: requirements.txt pyproject.toml
 	test -x $(BIN)/python || python3 -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.txt --editable .
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install $(LISTED) requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/test: tests/peers/requirements.txt .venv/site
-	$(BIN)/pip install --quiet --requirement tests/peers/requirements.txt
+	$(BIN)/pip install $(LISTED) tests/peers/requirements.txt
 	touch $@

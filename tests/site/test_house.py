@@ -1,6 +1,7 @@
 """The house rules that a program can check."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.new_page import main as lay_down
+from tests.page_style import hide, module
+
 ROOT = Path(__file__).parents[2]
-ROOMS = ["foundations", "exact", "estimate", "algorithms", "scale", "practice"]
+ROOMS = ["foundations", "exact", "estimate", "algorithms", "scale", "practice", "lab"]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 SNIPPETS = [p for room in ROOMS for p in (ROOT / "snippets" / room).rglob("[!_]*.py")]
 FENCE = re.compile(r"^( *)```python(.*)\n((?:.*\n)*?)\1```", re.MULTILINE)
@@ -36,28 +40,106 @@ def test_a_page_of_a_room_has_a_test_at_the_same_path(page):
     assert (ROOT / "tests" / inside.parent / f"test_{inside.name}").exists()
 
 
+def front_matter(page):
+    """What stands between the first two lines of dashes, which every page has."""
+    found = re.match(r"---\n(.*?\n)---\n", page.read_text("utf-8"), re.DOTALL)
+    assert found, f"{name(page)} does not begin with a description between two ---"
+    return yaml.safe_load(found[1])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_page_describes_itself_and_has_one_title(page):
-    text = page.read_text("utf-8")
-    description = yaml.safe_load(text.split("---")[1])["description"]
-    assert 40 <= len(description) <= 200
-    outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    assert len(re.findall(r"^# ", outside, re.MULTILINE)) == 1
+    description = front_matter(page).get("description", "")
+    said = f"{name(page)}: the description has {len(description)} characters"
+    assert 40 <= len(description) <= 200, f"{said}, and needs 40 to 200"
+    outside = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    assert len(re.findall(r"^# ", outside, re.MULTILINE)) == 1, "one title, with one #"
     assert not re.findall(r"^#+ .*\$", outside, re.MULTILINE), "math in a heading"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_a_block_is_short_and_narrow(page):
+def test_a_page_is_in_the_navigation(page):
+    listed = (ROOT / "mkdocs.yml").read_text("utf-8").split("\nnav:")[1]
+    inside = page.relative_to(ROOT / "docs").as_posix()
+    assert f" {inside}\n" in f"{listed}\n", (
+        f"{inside} has no line in nav: of mkdocs.yml"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_block_is_short(page):
     for _, options, body in FENCE.findall(page.read_text("utf-8")):
         if "--8<--" in body:
             continue
-        lines = body.rstrip("\n").split("\n")
-        # A block that draws a figure or a table is not shown, and may be larger.
-        hidden = 'source=""' in options
-        assert len(lines) <= (40 if hidden else 12), body
-        assert max(len(line.rstrip()) for line in lines) <= (120 if hidden else 92), (
-            body
+        # A block that draws a figure or a table is not shown, and may be longer.
+        most = 60 if 'source=""' in options else 12
+        assert len(body.rstrip("\n").split("\n")) <= most, body
+
+
+def test_ruff_sees_blocks_where_they_stand_and_no_include():
+    page = """# T
+
+??? note
+
+    ```python source=""
+    x = 1
+    ```
+
+```python exec="off"
+--8<-- "a.py"
+```
+"""
+    assert module(page).split("\n")[5] == "x = 1"
+    assert "a.py" not in module(page)
+    assert hide(page).replace("# hidden: ", "") == page
+    assert '\n# hidden: --8<-- "a.py"\n' in hide(page)
+
+
+def test_new_pages_pass_every_check(tmp_path):
+    """What CONTRIBUTING begins with, in a copy of the project."""
+    for part in ("docs", "snippets", "tests", "extensions"):
+        cut = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=cut)
+    for file in ("mkdocs.yml", "pyproject.toml", "conftest.py"):
+        shutil.copy(ROOT / file, tmp_path)
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
+        return done.returncode, done.stdout + done.stderr
+
+    docs, proofs, python = [], [], []
+    for path in ("foundations/symmetry", "algorithms/trust_region/proximity"):
+        lay_down(path, tmp_path)
+        room, _, title = path.rpartition("/")
+        docs.append(f"docs/{path}.md")
+        proofs.append(f"tests/{room}/test_{title}.py")
+        python.append(f"snippets/{path}.py")
+    checks = [
+        "tests/site/test_house.py",
+        "tests/contract",
+        "tests/algorithms/test_index.py",
+    ]
+    ours = "(symmetry or proximity) and not new_pages"
+    quiet = ["-q", "-n0", "-p", "no:cacheprovider", "-k", ours]
+    status, said = run("pytest", *quiet, *docs, *proofs, *checks)
+    assert status == 0, said
+    _, said = run("tests.page_style")
+    assert not any(path.removeprefix("docs/") in said for path in docs), said
+    assert run("ruff", "check", *python, *proofs)[0] == 0
+    assert run("ruff", "format", "--check", *python, *proofs)[0] == 0
+
+
+def test_torch_has_one_version():
+    files = ("Makefile", "README.md", "CONTRIBUTING.md")
+    texts = [(ROOT / file).read_text("utf-8") for file in files]
+    found = [set(re.findall(r"torch==([\d.]+)", text)) for text in texts]
+    assert all(len(versions) == 1 for versions in found)
+    assert found == found[:1] * len(files)
 
 
 def test_snippets_import_torch_math_and_each_other_only():
@@ -71,8 +153,8 @@ def test_snippets_import_torch_math_and_each_other_only():
 
 
 def test_extensions_import_nothing_of_ours():
-    for module in (ROOT / "extensions").glob("*.py"):
-        assert not re.search(r"^(from|import) (snippets|tests)", module.read_text())
+    for file in (ROOT / "extensions").glob("*.py"):
+        assert not re.search(r"^(from|import) (snippets|tests)", file.read_text())
 
 
 def test_the_machinery_can_be_read_in_one_sitting():
