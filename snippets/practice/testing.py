@@ -84,7 +84,7 @@ def _gradients(kl: Callable[[Tensor, Tensor], Tensor]) -> Iterator[str]:
         if _close_row(found, right):
             continue
         if _close_row(found, torch.zeros_like(found)):
-            yield f"its gradient to {side} is 0: is a factor detached?"
+            yield f"its gradient to {side} is 0, as if a factor were detached"
         else:
             instead = f"{_short(found[0])}, not {_short(right[0])}"
             yield f"its gradient to {side} is {instead}"
