@@ -110,7 +110,7 @@ class Page:
             where = f"{self.name}:{block.line}"
             raise PageError(f"{where}: the site does not run this block")
         if left := re.search(
-            r"\\[(\[].*", re.sub(r"(`+|\$+).*?\1", "", self.text, flags=re.S)
+            r"\\[(\[].*", re.sub(r"(`+|\$+).*?\1", "", self.text, flags=re.DOTALL)
         ):
             raise self.error(f"write $…$ or $$…$$: {left[0]}", left[0])
         html = _NO_TEXT.sub("", html)

@@ -1,27 +1,27 @@
-"""Lets pages leave a built site: as a notebook, as Markdown, and in `/llms.txt`.
+"""Lets pages leave a built site: as a notebook, as Markdown, as one Python file.
 
 Runs after either engine has built: `python -m extensions.export site`. Neither writes
 files beside its pages without a plugin, and plugins of ours would not run in both.
 """
 
-import ast
 import html
+import json
 import os
 import re
 import sys
 from base64 import b64encode
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from posixpath import join, normpath
+from typing import Any, NamedTuple
 
-import nbformat
-import yaml
 from mkdocs.config import load_config
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from extensions.cache import Cache
+from extensions.cache import Cache, closure
 from extensions.formulas import MACROS
-from extensions.pages import Block, includes, read_blocks
+from extensions.inline import inlined
+from extensions.pages import Block, front_matter, includes, read_blocks
 from extensions.sessions import Session
 
 # owner/name, if its branch `notebooks` has them
@@ -31,6 +31,7 @@ FIGURE = re.compile(
 )
 BOX = re.compile(r'^( *)(?:!!!|\?\?\?\+?|===) *(\w*) *(?:"(.*)")?$', re.MULTILINE)
 COLOUR = re.compile(r"^  (--kl-[a-z]+): (#[0-9a-f]+);", re.MULTILINE)
+INCLUDE = re.compile(r'--8<-- "snippets/([\w/]+)\.py')
 
 
 class Part(NamedTuple):
@@ -44,37 +45,42 @@ class Part(NamedTuple):
 class Page(NamedTuple):
     """A page of the documentation, executed."""
 
-    path: Path  # below docs/, without suffix
+    path: str  # below docs/, without suffix
     title: str
     description: str
     parts: list[Part]
+    modules: dict[str, str]  # our files that it shows or imports, and theirs
 
 
-def read_page(docs: Path, path: Path) -> Page:
+def read_page(path: str) -> Page:
     """Split a page at its blocks, and take what they print from the cache."""
-    file = docs / path
-    text = file.read_text("utf-8")
-    lines = text.split("\n")
-    name = os.path.relpath(file)
-    cache = Cache(Session(name))
-    front = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
-    parts, start = [], text.count("\n", 0, text.find("\n---\n", 3)) + 2 if front else 0
-    for block in read_blocks(text, name, includes(Path())):
+    name = f"docs/{path}.md"
+    text = Path(name).read_text("utf-8")
+    front, lines = front_matter(text, name), text.split("\n")
+    session = Session(name)
+    kept, blocks = Cache(session), read_blocks(text, name, includes(Path()))
+    parts, start = [], lines.index("---", 1) + 1
+    for block in blocks:
         parts.append(Part(_plain(lines[start : block.line - 1])))
-        parts.append(Part("", block, cache.printed(block).rstrip("\n")))
+        parts.append(Part("", block, kept.printed(block).rstrip("\n")))
         start = block.end
+    session.close()
     parts.append(Part(_plain(lines[start:])))
+    shown = [
+        f"import snippets.{name.replace('/', '.')}" for name in INCLUDE.findall(text)
+    ]
+    sources = [block.source for block in blocks if block.shown]
+    modules = closure("\n".join([*shown, *sources]))
+    ours = {name: text for name, text in modules.items() if "snippets" in name}
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    description = front.get("description", "")
-    return Page(path.with_suffix(""), title[1] if title else name, description, parts)
+    return Page(path, title[1] if title else path, front["description"], parts, ours)
 
 
 def _plain(lines: list[str]) -> str:
     """Prose without what only this site's Markdown knows."""
     text = "\n".join(lines)
     text = BOX.sub(lambda m: f"{m[1]}**{m[3] or m[2].capitalize()}**", text)
-    text = re.sub(r"^ {4,8}(?![-*\d ])", "", text, flags=re.MULTILINE)
-    return text.strip("\n")
+    return re.sub(r"^ {4,8}(?![-*\d ])", "", text, flags=re.MULTILINE).strip("\n")
 
 
 def markdown(page: Page) -> str:
@@ -90,28 +96,40 @@ def markdown(page: Page) -> str:
     return "\n\n".join(texts) + "\n"
 
 
-def notebook(page: Page, colours: dict[str, str]) -> str:
+def notebook(page: Page, address: str, colours: dict[str, str]) -> str:
     """The page as a notebook that runs where only torch is installed."""
     commands = "".join(
         rf"\newcommand{{\{name}}}[{2 if '#2' in body else 0}]{{{body}}}"
         for name, body in MACROS.items()
     )
-    cells = [new_markdown_cell(f"${commands}$")]
-    if files := _needed(page):
-        cells.append(new_code_cell(_WRITE.format(files=_literal(files))))
+    cells: list[dict[str, Any]] = []
+
+    def add(kind: str, source: str, **more: Any) -> None:
+        cell = {"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": {}}
+        cells.append(cell | {"source": source} | more)
+
+    def elsewhere(match: re.Match[str]) -> str:
+        there = normpath(join(page.path, "..", match[1]))
+        return f"]({address}{there}/{match[2]})".replace("index/", "")
+
+    add("markdown", f"${commands}$")
+    if page.modules:
+        rows = "".join(f"    {n!r}: {t!r},\n" for n, t in page.modules.items())
+        source = _WRITE.format(files=f"{{\n{rows}}}")
+        add("code", source, outputs=[], execution_count=None)
     for prose, block, printed in page.parts:
         if prose:
-            cells.append(new_markdown_cell(prose))
+            links = r"\]\((?!\w+:)([^)#]+)\.md(#[^)]*)?\)"
+            add("markdown", re.sub(links, elsewhere, prose))
         if block and block.shown:
-            output = [new_output("stream", text=f"{printed}\n")] if printed else []
-            cells.append(new_code_cell(block.source, outputs=output))
+            said = {"output_type": "stream", "name": "stdout", "text": f"{printed}\n"}
+            outputs = [said] if printed else []
+            add("code", block.source, outputs=outputs, execution_count=None)
         elif block and printed:
-            cells.append(new_markdown_cell(_pictures(printed, colours)))
-    for number, cell in enumerate(cells):
-        cell["id"] = f"cell-{number}"  # the same at every build
+            add("markdown", _pictures(printed, colours))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    whole = new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    return str(nbformat.writes(whole))
+    whole = {"cells": cells, "metadata": {"kernelspec": kernel}}
+    return json.dumps(whole | {"nbformat": 4, "nbformat_minor": 5}, ensure_ascii=False)
 
 
 _WRITE = """# The modules that this page imports.
@@ -124,31 +142,13 @@ for name, text in {files}.items():
 sys.path.insert(0, "")"""
 
 
-def _literal(files: dict[str, str]) -> str:
-    rows = "".join(f"    {name!r}: {text!r},\n" for name, text in files.items())
-    return f"{{\n{rows}}}"
+def script(page: Page, address: str) -> str:
+    """The page's code as one file that runs where only torch is installed."""
+    about = f"""The code of the page "{page.title}", in one file that needs only torch.
 
-
-def _needed(page: Page) -> dict[str, str]:
-    """Our modules that the shown blocks import, and those that these import."""
-    waiting = [block.source for _, block, _ in page.parts if block and block.shown]
-    files: dict[str, str] = {}
-    while waiting:
-        for module in _imported(waiting.pop()):
-            path = f"{module.replace('.', '/')}.py"
-            if path not in files and Path(path).exists():
-                files[path] = Path(path).read_text("utf-8")
-                waiting.append(files[path])
-    return dict(sorted(files.items()))
-
-
-def _imported(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+From {address}{page.path}/, version {version("kl-divergence-in-rl")}.
+Import from here what the page imports from `snippets`."""
+    return inlined(page.modules, f"snippets/{page.path}.py", about)
 
 
 def _pictures(printed: str, colours: dict[str, str]) -> str:
@@ -169,23 +169,24 @@ def _files(nav: list[object]) -> Iterator[str]:
             for below in entry.values():
                 yield from _files(below if isinstance(below, list) else [below])
         else:
-            yield str(entry)
+            yield str(entry).removesuffix(".md")
 
 
 def _link(site: Path, page: Page) -> None:
-    """Offer the two forms below the title of the built page."""
-    built = site / page.path / "index.html"
-    if page.path.name == "index":
-        built = built.parent.with_suffix(".html")
-    up = "" if page.path.name == "index" else "../"
-    stem = f"{up}{page.path.name}"
+    """Offer the other forms below the title of the built page."""
+    folder, _, stem = page.path.rpartition("/")
+    if stem != "index":
+        folder, stem = page.path, f"../{stem}"
     links = [f'<a href="{stem}.ipynb" download>Notebook</a>']
     if REPOSITORY:
         where = f"{REPOSITORY}/blob/notebooks/{page.path}.ipynb"
         colab = f"https://colab.research.google.com/github/{where}"
         links.append(f'<a href="{colab}">Open in Colab</a>')
     links.append(f'<a href="{stem}.md">Markdown</a>')
+    if page.modules:
+        links.append(f'<a href="{stem}.py" download>Python file</a>')
     offer = f'<p class="kl-leave" data-search-exclude>{" · ".join(links)}</p>'
+    built = site / folder / "index.html"
     text = built.read_text("utf-8")
     built.write_text(text.replace("</h1>", f"</h1>\n{offer}", 1), "utf-8")
 
@@ -193,17 +194,20 @@ def _link(site: Path, page: Page) -> None:
 def main(site: Path) -> None:
     """Write every page's other forms into a built site."""
     config = load_config("mkdocs.yml")
-    docs, address = Path("docs"), config["site_url"]
-    css = (docs / "assets/site.css").read_text("utf-8")
+    address = str(config["site_url"])
+    css = Path("docs/assets/site.css").read_text("utf-8")
     colours = dict(reversed(COLOUR.findall(css)))  # the light scheme comes first
-    pages = [read_page(docs, Path(name)) for name in _files(config["nav"])]
     listing = [f"# {config['site_name']}", "", f"> {config['site_description']}", ""]
+    pages = [read_page(path) for path in _files(config["nav"])]
     for page in pages:
-        (site / page.path).parent.mkdir(parents=True, exist_ok=True)
-        site.joinpath(f"{page.path}.md").write_text(markdown(page), "utf-8")
-        site.joinpath(f"{page.path}.ipynb").write_text(notebook(page, colours), "utf-8")
-        if (site / "index.html").exists():
-            _link(site, page)
+        forms = {"md": markdown(page), "ipynb": notebook(page, address, colours)}
+        if page.modules:
+            forms["py"] = script(page, address)
+        for suffix, text in forms.items():
+            file = site / f"{page.path}.{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, "utf-8")
+        _link(site, page)
         listing.append(f"- [{page.title}]({address}{page.path}.md): {page.description}")
     site.joinpath("llms.txt").write_text("\n".join(listing) + "\n", "utf-8")
     whole = "\n\n".join(markdown(page) for page in pages)
