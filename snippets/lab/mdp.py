@@ -186,7 +186,7 @@ def stationary(problem: Problem, policy: Tensor) -> Tensor:
     """How often each state is seen in the long run, undiscounted, as probabilities.
 
     Meant for policies under which one set of states is recurrent: with more than
-    one, the answer depends on the start, and the equations are singular.
+    one, the result depends on the start, and the equations are singular.
 
     Args:
         problem: The Markov decision process.

@@ -121,10 +121,10 @@ def test_the_path_divergence_is_a_sum_over_the_states_of_p(p, q):
 
 @given(policies(), policies())
 def test_performance_difference(new, old):
-    gained = (occupancy(PROBLEM, new) * (new * advantages(PROBLEM, old)).sum(-1)).sum()
+    adv = (occupancy(PROBLEM, new) * (new * advantages(PROBLEM, old)).sum(-1)).sum()
     difference = expected_return(PROBLEM, new) - expected_return(PROBLEM, old)
     # A difference of returns of order 1 to 10: rounding is relative to those.
-    assert_close(gained / (1 - PROBLEM.discount), difference, atol=1e-12, rtol=0)
+    assert_close(adv / (1 - PROBLEM.discount), difference, atol=1e-12, rtol=0)
 
 
 @given(policies())
@@ -159,9 +159,9 @@ def test_float32_stays_float32():
 def test_staying_where_it_pays_beats_staying_at_home():
     home = tensor([[0.0, 1, 0], [1, 0, 0], [1, 0, 0]], dtype=torch.float64)
     away = tensor([[0.0, 0, 1], [0, 0, 1], [0, 1, 0]], dtype=torch.float64)
-    gains = expected_return(PROBLEM, torch.stack([home, away]))
-    assert_close(gains[0], tensor(0.3 / (1 - 0.9), dtype=torch.float64))
-    assert gains[1] > gains[0]
+    returns = expected_return(PROBLEM, torch.stack([home, away]))
+    assert_close(returns[0], tensor(0.3 / (1 - 0.9), dtype=torch.float64))
+    assert returns[1] > returns[0]
 
 
 def test_no_path_is_listed_that_the_problem_forbids():
@@ -193,8 +193,8 @@ def test_the_twin_is_the_mean_over_actions(dims):
     # Five standard errors: once in two million draws, and the seed is fixed.
     exact = target_return(target, mean, log_std)
     assert (sampled - exact).abs() < 5 * error
-    gained = target_advantages(target, mean, log_std, actions)
-    assert_close(gained @ target.weights, reward @ target.weights - exact)
+    adv = target_advantages(target, mean, log_std, actions)
+    assert_close(adv @ target.weights, reward @ target.weights - exact)
 
 
 OF_POLICIES = [

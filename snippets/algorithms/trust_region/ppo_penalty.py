@@ -96,7 +96,7 @@ def adapt_coefficient(
     """
     check_positive(beta=beta, target=target)
     if not abs(kl) < float("inf"):
-        raise ValueError(f"kl is {kl}: no coefficient answers that")
+        raise ValueError(f"kl is {kl}: no coefficient mends that")
     # --8<-- [start:controller]
     if kl > controller.high * target:
         return beta * controller.raised

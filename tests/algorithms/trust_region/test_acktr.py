@@ -1,4 +1,4 @@
-"""The Kronecker model is a product of means, and the rate spends what it models."""
+"""The Kronecker model is a product of means, and the rate gives what it models."""
 
 import pytest
 import torch
@@ -87,12 +87,12 @@ def test_the_rate_spends_delta_or_stays_at_its_limit(step, delta):
     a, g = torch.eye(3, dtype=torch.float64), 2 * torch.eye(3, dtype=torch.float64)
     quadratic = kronecker_kl(step + torch.eye(3), a, g)
     rate = trust_region_rate(quadratic, delta, 0.25)
-    spent = kronecker_kl(rate * (step + torch.eye(3)), a, g)
+    reached = kronecker_kl(rate * (step + torch.eye(3)), a, g)
     if rate < 0.25:
-        assert_close(spent, tensor(delta, dtype=torch.float64))
+        assert_close(reached, tensor(delta, dtype=torch.float64))
     else:
         # The square root and the square round once each.
-        assert spent <= delta * (1 + 1e-12)
+        assert reached <= delta * (1 + 1e-12)
 
 
 def test_a_direction_of_zero_takes_the_largest_rate():

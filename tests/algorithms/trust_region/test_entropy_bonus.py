@@ -89,7 +89,7 @@ def test_refuses_a_negative_coefficient():
 
 @pytest.mark.parametrize("actions", [torch.zeros(3, 1).long(), torch.zeros(3)])
 def test_refuses_actions_that_are_no_index_per_state(actions):
-    with pytest.raises(ValueError, match="actions (is|must)"):
+    with pytest.raises(ValueError, match=r"actions (is|must)"):
         actor_loss(
             new_logits=torch.zeros(3, 4),
             actions=actions,

@@ -1,4 +1,4 @@
-"""The Fisher matrix is the curvature of the KL, and the step spends what it says."""
+"""The Fisher matrix is the curvature of the KL, and the step has the KL it says."""
 
 import pytest
 import torch
@@ -77,8 +77,8 @@ def test_the_divergence_of_no_step_has_no_gradient(policy):
 @given(POLICIES)
 def test_the_step_has_the_fisher_kl_that_was_asked_for(policy):
     step = natural_step(gradient(policy), fisher(policy), 0.01)
-    spent = fisher_kl(fisher(policy), step)
-    assert_close(spent, tensor(0.01, dtype=torch.float64))
+    reached = fisher_kl(fisher(policy), step)
+    assert_close(reached, tensor(0.01, dtype=torch.float64))
 
 
 @given(POLICIES)
@@ -106,8 +106,8 @@ def test_no_other_step_of_the_same_length_gains_more(policy):
 @given(POLICIES)
 def test_the_direction_is_the_advantage(policy):
     step = natural_step(gradient(policy), fisher(policy), 0.01).reshape(3, 3)
-    gained = advantages(PROBLEM, policy.softmax(-1))
-    centred = gained - gained.mean(-1, keepdim=True)
+    adv = advantages(PROBLEM, policy.softmax(-1))
+    centred = adv - adv.mean(-1, keepdim=True)
     # The pseudo-inverse of a matrix with eigenvalues down to about 1e-3.
     assert_close(step / step.norm(), centred / centred.norm(), atol=1e-6, rtol=1e-6)
 
@@ -145,17 +145,17 @@ def direct_sum(scores, policy, states):
 def test_rounding_where_there_is_no_curvature_changes_nothing(dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     policy = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    gained = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    adv = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     noise = torch.randn(12, generator=generator, dtype=torch.float64)
     states = tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     p = policy.softmax(-1)
-    gained = gained - (p * gained).sum(-1, keepdim=True)
+    adv = adv - (p * adv).sum(-1, keepdim=True)
     matrix = fisher_matrix(*direct_sum(softmax_scores(policy), p, states))
-    g = (states[:, None] * p * gained).flatten()
+    g = (states[:, None] * p * adv).flatten()
     rounded = g + torch.finfo(dtype).eps * g.abs().max() * noise
     step = natural_step(rounded.to(dtype), matrix.to(dtype), 0.01).double()
     # For a table of logits the direction is the advantage, up to one number per state.
-    exact = gained * (2 * 0.01 / (states[:, None] * p * gained**2).sum()).sqrt()
+    exact = adv * (2 * 0.01 / (states[:, None] * p * adv**2).sum()).sqrt()
     difference = step.reshape(3, 4) - exact
     difference = difference - (p * difference).sum(-1, keepdim=True)
     # The rounding, times the condition of the matrix (up to 1e4).
@@ -176,8 +176,8 @@ def test_a_gradient_that_is_all_rounding_gives_a_step_of_zero(dtype):
 def test_the_step_has_its_length_at_any_scale(size, scale):
     policy = tensor([[0.5, 0, -1], [0, 1, 0], [2, 0, 0]], dtype=torch.float64)
     g, matrix = size * gradient(policy), scale * fisher(policy)
-    spent = fisher_kl(matrix, natural_step(g, matrix, 0.01))
-    assert_close(spent, tensor(0.01, dtype=torch.float64))
+    reached = fisher_kl(matrix, natural_step(g, matrix, 0.01))
+    assert_close(reached, tensor(0.01, dtype=torch.float64))
 
 
 def test_refuses_a_weight_too_few():

@@ -37,9 +37,9 @@ def loss_of(old, new, actions, advantages, beta):
 def mean_loss(old, new, beta):
     """The loss averaged over every state and action of the old policy."""
     p = old.softmax(-1)
-    gained = advantages(PROBLEM, p)
+    adv = advantages(PROBLEM, p)
     each = torch.stack(
-        [loss_of(old, new, ACTIONS[a].expand(3), gained[:, a], beta) for a in range(3)],
+        [loss_of(old, new, ACTIONS[a].expand(3), adv[:, a], beta) for a in range(3)],
         -1,
     )
     return (occupancy(PROBLEM, p)[:, None] * p * each).sum()
@@ -142,7 +142,7 @@ def test_ten_updates_far_above_the_target():
 
 @pytest.mark.parametrize("divergence", [nan, inf, -inf])
 def test_refuses_a_divergence_that_is_not_finite(divergence):
-    with pytest.raises(ValueError, match="no coefficient answers"):
+    with pytest.raises(ValueError, match="no coefficient mends"):
         adapt_coefficient(1.0, divergence, 0.01, PAPER)
 
 
@@ -158,23 +158,23 @@ def test_refuses_a_negative_coefficient():
 
 @given(POLICIES, POLICIES, numbers(3, largest=50.0), st.floats(0, 5))
 def test_the_loss_is_the_ratio_times_the_advantage_and_the_divergence(
-    old, new, gained, beta
+    old, new, adv, beta
 ):
     p, q = old.softmax(-1), new.softmax(-1)
     index = tensor([2, 0, 1])
     ratio = (q / p).gather(-1, index[:, None])[:, 0]
     kl = sum(p[:, a] * (p[:, a] / q[:, a]).log() for a in range(3))
-    found = loss_of(old, new, index, gained, beta)
+    found = loss_of(old, new, index, adv, beta)
     # Terms of order 100 that cancel.
-    assert_close(found, beta * kl - ratio * gained, atol=1e-11, rtol=1e-7)
+    assert_close(found, beta * kl - ratio * adv, atol=1e-11, rtol=1e-7)
 
 
 def test_the_advantages_get_no_gradient():
-    gained = torch.ones(1, requires_grad=True)
+    adv = torch.ones(1, requires_grad=True)
     new = torch.zeros(1, 3, requires_grad=True)
-    loss_of(torch.zeros(1, 3), new, tensor([0]), gained, 1.0).sum().backward()
+    loss_of(torch.zeros(1, 3), new, tensor([0]), adv, 1.0).sum().backward()
     assert new.grad is not None
-    assert gained.grad is None
+    assert adv.grad is None
 
 
 def test_an_action_masked_now_that_the_old_policy_hardly_took_adds_nothing():
@@ -203,7 +203,7 @@ def test_without_a_coefficient_a_kl_of_infinity_does_not_count():
 
 @pytest.mark.parametrize("actions", [torch.zeros(3, 1).long(), torch.zeros(3)])
 def test_refuses_actions_that_are_no_index_per_state(actions):
-    with pytest.raises(ValueError, match="actions (is|must)"):
+    with pytest.raises(ValueError, match=r"actions (is|must)"):
         loss_of(torch.zeros(3, 2), torch.zeros(3, 2), actions, torch.zeros(3), 1.0)
 
 

@@ -103,7 +103,7 @@ def test_an_update_improves_within_the_limit(old, delta):
 def test_a_small_update_spends_its_limit(old):
     _, mean_kl = surroundings(old)
     # The quadratic model is right to the order of the step, √delta = 0.001; a step
-    # that overshoots is halved, and spends a quarter.
+    # that overshoots is halved, and then has a quarter of the KL.
     assert 0.2e-6 < mean_kl(update(old, 1e-6)) <= 1e-6
 
 
@@ -122,11 +122,11 @@ def test_a_run_of_exact_updates_reaches_the_best_policy():
 @given(POLICIES, POLICIES)
 def test_the_lower_bound_of_the_paper_holds(old, new):
     p, q = old.softmax(-1), new.softmax(-1)
-    gained = advantages(PROBLEM, p)
+    adv = advantages(PROBLEM, p)
     scale = 1 - PROBLEM.discount
-    surrogate = (occupancy(PROBLEM, p) * (q * gained).sum(-1)).sum() / scale
+    surrogate = (occupancy(PROBLEM, p) * (q * adv).sum(-1)).sum() / scale
     largest = kl_divergence_logits(old, new).max()
-    c = 4 * gained.abs().max() * PROBLEM.discount / scale**2
+    c = 4 * adv.abs().max() * PROBLEM.discount / scale**2
     bound = expected_return(PROBLEM, p) + surrogate - c * largest
     # Equal policies make it an equation, up to rounding of numbers of order 10.
     assert expected_return(PROBLEM, q) >= bound - 1e-12
@@ -194,8 +194,8 @@ def test_the_full_step_has_the_quadratic_kl_at_any_scale(size, delta):
     matrix = tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
     gradient = size * tensor([1.0, -4.0], dtype=torch.float64)
     step = full_step(gradient, lambda v: matrix @ v, delta, 2)
-    spent = 0.5 * step @ matrix @ step
-    assert_close(spent, tensor(delta, dtype=torch.float64), rtol=1e-12, atol=0)
+    reached = 0.5 * step @ matrix @ step
+    assert_close(reached, tensor(delta, dtype=torch.float64), rtol=1e-12, atol=0)
     assert gradient @ step > 0
 
 
@@ -248,17 +248,17 @@ def test_a_mean_over_dimensions_lets_the_joint_divergence_grow(dims):
     def averaged(x):
         return joint(x) / dims
 
-    spent = []
+    reached = []
     for mean_kl in (joint, averaged):
         at = old.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(surrogate(at), at)
         step = full_step(
             gradient, partial(fisher_product, mean_kl, old, damping=0), 0.01, 10
         )
-        spent.append(joint(old + step))
+        reached.append(joint(old + step))
     # Only the mean moves, so the KL is quadratic and the model exact.
-    assert_close(spent[0], tensor(0.01, dtype=torch.float64))
-    assert_close(spent[1], dims * spent[0])
+    assert_close(reached[0], tensor(0.01, dtype=torch.float64))
+    assert_close(reached[1], dims * reached[0])
 
 
 @pytest.mark.parametrize(
