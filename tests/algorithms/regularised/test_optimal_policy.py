@@ -176,8 +176,13 @@ def test_a_masked_action_stays_masked_and_its_reward_is_not_read(mask, junk):
     slopes = torch.autograd.grad(value + best[0], (ref, rewards, beta))
     assert all(slope.isfinite().all() for slope in slopes)
     new = tensor([0.5, 0.0, -inf], requires_grad=True)
-    regret(new_logits=new, **named(ref.detach(), rewards.detach(), 1.0)).backward()
+    problem = named(ref.detach(), rewards.detach(), 1.0)
+    regret(new_logits=new, **problem).backward()
     assert new.grad.isfinite().all()
+    reached = regularised_objective(new_logits=new, **problem)
+    assert_close(reached, regularised_objective(new_logits=new[:2], **short))
+    (slope,) = torch.autograd.grad(reached, new)
+    assert slope.isfinite().all()
 
 
 def test_a_row_without_actions_is_nan():
