@@ -44,11 +44,11 @@ def best_of_n(*, ref_logits: Tensor, rewards: Tensor, n: int) -> Tensor:
     all_tied, rare = share >= 1, share < torch.finfo(share.dtype).tiny
     share = share.masked_fill(all_tied | rare, 0.5)
     # The chance that one of n is as good, over the share.
-    gain = (-(n * (-share).log1p()).expm1() / share).log()
-    gain = gain.masked_fill(all_tied, 0.0).masked_fill(rare, math.log(n))
+    log_ratio = (-(n * (-share).log1p()).expm1() / share).log()
+    log_ratio = log_ratio.masked_fill(all_tied, 0.0).masked_fill(rare, math.log(n))
     # Everything is up to the best: dividing by that keeps n from raising its rounding.
     below = (n - 1) * (log_up_to - log_up_to.amax(-1, keepdim=True))
-    chosen = (ref + below + gain).masked_fill(absent, -torch.inf)
+    chosen = (ref + below + log_ratio).masked_fill(absent, -torch.inf)
     known = ~rewards.isnan().any(-1, keepdim=True)
     return nan_outside(chosen, known).to(dtype)
 

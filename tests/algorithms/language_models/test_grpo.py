@@ -26,7 +26,7 @@ from snippets.estimate.sequences import (
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.neighbours import chi_squared
 from snippets.lab.enumeration import every_sequence, prefixes, token_log_probs
-from tests.strategies import logits, numbers, padded
+from tests.strategies import logits, masks, numbers, padded
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 
@@ -258,6 +258,15 @@ def test_groups_are_rows():
     )
     root = 0.5**0.5
     assert_close(group_advantages(rewards), torch.tensor([[-root, root]] * 2).double())
+
+
+@given(numbers(2, 3, 4), masks(2, 3, 4))
+def test_batches_of_groups_are_rows(rewards, mask):
+    for advantages in (group_advantages, centred_advantages):
+        found, masked = advantages(rewards), advantages(rewards, mask)
+        for i in range(2):
+            assert_close(found[i], advantages(rewards[i]))
+            assert_close(masked[i], advantages(rewards[i], mask[i]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

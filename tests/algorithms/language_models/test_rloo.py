@@ -14,7 +14,7 @@ from snippets.algorithms.language_models.rloo import (
 from snippets.estimate.estimators import k3
 from snippets.estimate.sequences import sequence_log_prob
 from snippets.lab.enumeration import every_sequence, token_log_probs
-from tests.strategies import logits, numbers
+from tests.strategies import logits, masks, numbers
 
 BETA = 0.3
 COMPLETIONS = every_sequence(2, 2)  # four answers of two tokens
@@ -183,6 +183,14 @@ def test_advantages_sum_to_zero_and_leave_the_own_reward_out(rewards):
         assert_close(found[:, i], rewards[:, i] - others, atol=1e-14, rtol=1e-7)
     zero = torch.zeros(3).double()
     assert_close(found.sum(-1), zero, atol=1e-13, rtol=0)  # rounding of six of them
+
+
+@given(numbers(2, 3, 4), masks(2, 3, 4))
+def test_batches_of_groups_are_rows(rewards, mask):
+    found, masked = leave_one_out(rewards), leave_one_out(rewards, mask)
+    for i in range(2):
+        assert_close(found[i], leave_one_out(rewards[i]))
+        assert_close(masked[i], leave_one_out(rewards[i], mask[i]))
 
 
 @pytest.mark.parametrize("reward", [0.1, -0.7, 60_000.0])
