@@ -26,7 +26,7 @@ def expected_next_value(*, transitions: Tensor, values: Tensor) -> Tensor:
 
     Args:
         transitions: Probabilities of the next state, `(states, actions, states)`.
-        values: Value of each state, `(*batch, states)`.
+        values: Value of each state, `(*batch, states)`; finite.
 
     Returns:
         One mean per state and action, `(*batch, states, actions)`.
