@@ -481,8 +481,10 @@ def test_unusable_arguments_are_named():
         with pytest.raises(ValueError, match="clip_high"):
             losses(**both, advantages=one, clip_low=0.2, clip_high=-0.2)
     for advantages in (group_advantages, centred_advantages):
-        with pytest.raises(ValueError, match="rewards has one completion"):
-            advantages(torch.zeros(3, 1))
+        for one in ((3, 1), (2, 3, 1)):
+            with pytest.raises(ValueError, match="rewards has one completion"):
+                advantages(torch.zeros(one))
+        assert advantages(torch.zeros(2, 1, 3)).shape == (2, 1, 3)
         with pytest.raises(ValueError, match="rewards must be floating point"):
             advantages(torch.zeros(3, 2, dtype=torch.long))
         with pytest.raises(ValueError, match=r"rewards is \[4\], and needs 2 axes"):
