@@ -85,7 +85,7 @@ def solve_joint(
         low, high = low / 2, low
         if low < 1e-6:
             raise ValueError(f"epsilon is {epsilon}, beyond the best distribution")
-    for _ in range(60):
+    for _ in range(40):
         middle = math.sqrt(low * high)
         far = dual.kl_at(middle) > epsilon
         low, high = (middle, high) if far else (low, middle)
