@@ -13,7 +13,9 @@ serve: .venv/site ## Serve the site on http://127.0.0.1:8000, with live reload
 	$(BIN)/mkdocs serve
 
 build: .venv/site ## Build the site into site/, where it replaces the last good one
+	rm -rf .build
 	$(BIN)/mkdocs build --strict --site-dir .build
+	test -s .build/search/search_index.json # what MkDocs writes last
 	$(BIN)/python -m extensions.export .build
 	rm -rf site && mv .build site
 

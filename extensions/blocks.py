@@ -180,7 +180,8 @@ def execute(source: str, _: str, css: str, options: Any, md: Any, **more: Any) -
         return f'<div class="{css}">{listing}</div>{page.mistake(error)}'
     if not shown:
         return _converted(printed, page)
-    output = highlight(printed, "text", {}, md) if printed else ""
+    plain: Any = {"classes": [], "id_value": "", "attrs": {}}
+    output = highlight(printed, "text", {}, md, **plain) if printed else ""
     return f'<div class="{css}">{listing}{_unsearched(output)}</div>'
 
 

@@ -186,9 +186,9 @@ def _link(site: Path, page: Page) -> None:
     if page.modules:
         links.append(f'<a href="{stem}.py" download>Python file</a>')
     offer = f'<p class="kl-leave" data-search-exclude>{" · ".join(links)}</p>'
-    built = site / folder / "index.html"
-    text = built.read_text("utf-8")
-    built.write_text(text.replace("</h1>", f"</h1>\n{offer}", 1), "utf-8")
+    if (built := site / folder / "index.html").exists():
+        text = built.read_text("utf-8").replace("</h1>", f"</h1>\n{offer}", 1)
+        built.write_text(text, "utf-8")
 
 
 def main(site: Path) -> None:

@@ -73,7 +73,8 @@ class Session:
                 self._pipe.send(draw(answer[1]))
         except (EOFError, OSError):
             self._output.seek(0)
-            last = self._output.read().decode(errors="replace")[-2000:]
+            said = self._output.read().decode(errors="replace")
+            last = said.split(f'  File "{__file__}"')[0][-2000:]
             answer = "failed", f"the process ended, or took {SECONDS} s\n{last}", []
             self.close()
         except BaseException:
@@ -157,8 +158,11 @@ class _Page:
                 trace = "".join(traceback.format_exception(error))
                 answer = "failed", f"{error!r}\n{trace}"
             faulthandler.cancel_dump_traceback_later()
-            files = {k: getattr(m, "__file__", None) for k, m in sys.modules.items()}
-            ours = [k for k in files if files[k] and k.startswith("snippets.")]
+            ours = [
+                name
+                for name, module in list(sys.modules.items())
+                if name.startswith("snippets.") and not hasattr(module, "__path__")
+            ]
             self.pipe.send((*answer, ours))
 
     def run(self, block: Block) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from extensions.pages import PageError, read_blocks
+from tests.site.conftest import FRONT
 
 ROOT = Path(__file__).parents[2]
 NESTING = (ROOT / "tests/site/pages/nesting.md").read_text("utf-8")
@@ -122,9 +123,9 @@ def test_each_block_is_run_once(project):
 
 def test_a_block_can_be_selected_alone(project):
     project.configure({"index.md": PAGE})
-    chosen = "docs/index.md::[CodeFence#3][line:12]"
+    chosen = "docs/index.md::[CodeFence#3][line:15]"
     assert "1 passed" in pytest_in(project, chosen).stdout
-    assert "1 passed" in pytest_in(project, "-k", "line:7", "docs").stdout
+    assert "1 passed" in pytest_in(project, "-k", "line:10", "docs").stdout
 
 
 def test_workers_that_share_a_page_agree(project):
@@ -137,7 +138,7 @@ def test_a_failure_names_page_and_line(project):
     project.configure({"index.md": PAGE + "\n```python\nx = 1\nassert x == 2\n```\n"})
     run = pytest_in(project, "docs")
     assert "1 failed, 3 passed" in run.stdout
-    assert re.search(r"docs/index\.md\", line 19", run.stdout), run.stdout
+    assert re.search(r"docs/index\.md\", line 22", run.stdout), run.stdout
 
 
 def test_a_failure_in_an_include_shows_the_included_line(project):
@@ -146,7 +147,7 @@ def test_a_failure_in_an_include_shows_the_included_line(project):
     page = f"# Page\n\n{include}\n```python\nbroken()\n```\n"
     build = project.build(page)
     assert build.status != 0
-    assert "docs/index.md:9" in build.output
+    assert "docs/index.md:12" in build.output
     assert "return 1 / 0" in build.output
 
 
@@ -159,12 +160,58 @@ def test_output_stands_below_its_source_and_no_box_is_empty(project):
     assert build.article().index("print") < build.article().index("seen\n")
 
 
+PRINTS = """# Page
+
+```python
+import logging, os, pprint, sys, warnings
+
+sys.stdout.write("written\\n")
+pprint.pprint({"pretty": 1})
+help(len)
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, force=True)
+print("to stderr", file=sys.stderr)
+os.system("echo by another process")
+"value of the last line"
+```
+
+```python
+from snippets.speaks import speak
+
+speak()
+logging.info("logged")
+```
+"""
+
+
+def test_everything_that_a_block_prints_is_shown(project):
+    project.write("snippets/speaks.py", "def speak():\n    print('imported')\n")
+    article = project.build(PRINTS).article()
+    shown = article.split('class="language-text', 1)[1]
+    for text in ("written", "pretty", "len(obj", "to stderr", "by another process"):
+        assert text in shown
+    assert "imported" in shown
+    assert "logged" in shown
+    assert "value of the last line" not in shown  # as in a script
+
+
+def test_long_listings_and_outputs_are_not_searched(project):
+    long = "\n".join(f"long_{number} = {number}" for number in range(20))
+    page = f"# Page\n\n```python\n{long}\n```\n\n```python\nshort = 'out' 'put'\n"
+    build = project.build(f"{page}print(short)\n```\n\nProse.\n")
+    index = (build.site / "search/search_index.json").read_text("utf-8")
+    assert "short" in index
+    assert "Prose." in index
+    assert "long_3" not in index
+    assert "output" not in index
+    assert "long_3" in re.sub("<[^>]+>", "", build.article())
+
+
 def test_a_page_without_blocks_needs_no_session(project):
     assert project.build("# Page\n\nText.\n").status == 0
 
 
 def test_lines_are_those_of_the_file_below_front_matter(project):
-    text = "---\ndescription: A page.\n---\n\n# Page\n\n```python\n1 / 0\n```\n"
+    text = f"{FRONT}\n# Page\n\n```python\n1 / 0\n```\n"
     assert "index.md:7" in project.build(text).output
 
 

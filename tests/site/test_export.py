@@ -1,26 +1,66 @@
-"""Pages leave the site as notebooks that run elsewhere, and as Markdown."""
+"""Pages leave the site as notebooks, as Markdown and as one Python file that run."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
 from extensions.export import read_page
+from extensions.inline import inlined
 from extensions.pages import includes, read_blocks
-from tests.site.conftest import ENVIRONMENT
+from extensions.sessions import BlockError
+from tests.site.conftest import ENVIRONMENT, ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(p.relative_to(DOCS).with_suffix("") for p in DOCS.rglob("*.md"))
-# What the page imports of ours must come from beside the notebook.
-OURS = """import sys
-for name, module in sys.modules.items():
-    if name.split(".")[0] in {"snippets", "extensions"} and module.__file__:
-        assert module.__file__.startswith(FOLDER), module.__file__
+PAGES = sorted(
+    path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")
+)
+# Runs the cells of every notebook in one process, each page in a folder of its own.
+# With "file", what a page imports of ours comes from its one Python file.
+RUN = """
+import contextlib, importlib.util, io, json, os, random, sys, traceback
+import torch
+left, ours, pages, way = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
+failed, home = {}, os.getcwd()
+for page in pages:
+    for name in [name for name in sys.modules if name.split(".")[0] == "snippets"]:
+        del sys.modules[name]
+    cells = json.load(open(f"{left}/{page}.ipynb"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    paths, names = sys.path[:], {"__name__": "page"}
+    folder = os.path.join(home, page.replace("/", "_"))
+    os.mkdir(folder)
+    os.chdir(folder)
+    random.seed(0)
+    torch.set_rng_state(torch.Generator().get_state())
+    try:
+        if way == "file" and os.path.exists(file := f"{left}/{page}.py"):
+            spec = importlib.util.spec_from_file_location("page_file", file)
+            module = sys.modules["page_file"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            assert not [name for name in sys.modules if name.startswith("snippets")]
+            sys.modules.update({name: module for name in ours})
+            cells = cells[1:]  # the first writes the modules
+        for cell in cells:
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec(compile("".join(cell["source"]), page, "exec"), names)
+            said = "".join(x["text"] for x in cell["outputs"])
+            assert out.getvalue().rstrip() == said.rstrip(), (out.getvalue(), said)
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if name.startswith("snippets.") and file and way == "modules":
+                assert os.path.abspath(file).startswith(folder), file
+    except BaseException:
+        failed[page] = traceback.format_exc()[-1500:]
+    os.chdir(home)
+    sys.path[:] = paths
+print("\\n" + json.dumps(failed))
 """
 
 
@@ -29,22 +69,85 @@ def left(tmp_path_factory):
     """The other forms of every page of the real site."""
     folder = tmp_path_factory.mktemp("left")
     run = [sys.executable, "-m", "extensions.export", str(folder)]
-    subprocess.run(run, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=1200)
+    subprocess.run(run, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=280)
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_a_notebook_runs_where_this_repository_is_not(left, page, tmp_path):
-    notebook = nbformat.read(left / f"{page}.ipynb", as_version=4)
+def failures(left, folder, way):
+    """What each page's cells said when they failed."""
+    ours = {"snippets"}
+    for path in (ROOT / "snippets").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        ours |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    given = [str(left), json.dumps(sorted(ours)), json.dumps(PAGES), way]
+    command = [sys.executable, "-W", "ignore", "-c", RUN, *given]
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    run = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.rsplit("\n", 2)[-2])
+
+
+def test_every_notebook_prints_the_page_s_numbers_without_this_repository(
+    left, tmp_path
+):
+    assert failures(left, tmp_path, "modules") == {}
+
+
+def test_every_python_file_gives_the_page_s_numbers_alone(left, tmp_path):
+    assert failures(left, tmp_path, "file") == {}
+
+
+def test_a_notebook_runs_in_jupyter(left, tmp_path):
+    notebook = nbformat.read(left / "exact/categorical.ipynb", as_version=4)
     nbformat.validate(notebook)
-    check = OURS.replace("FOLDER", repr(str(tmp_path)))
-    notebook.cells.append(nbformat.v4.new_code_cell(check))
-    NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=200, resources=place).execute()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_python_files_are_linted_formatted_and_typed(left, tmp_path):
+    """One name each, since many pages have files of one name."""
+    files = sorted(left.rglob("*.py"))
+    assert len(files) > 50
+    for path in files:
+        name = "_".join(path.relative_to(left).parts)
+        (tmp_path / name).write_text(path.read_text("utf-8"), "utf-8")
+    settings = ["--config", str(ROOT / "pyproject.toml")]
+    rules = [*settings, "--config", 'lint.per-file-ignores={"*"=["N803","N806"]}']
+    for command in (
+        ["ruff", "check", *rules],
+        ["ruff", "format", "--check", *settings],
+        ["mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache")],
+    ):
+        run = subprocess.run(
+            [sys.executable, "-m", *command, "."],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout
+
+
+def test_a_python_file_holds_the_functions_of_its_page_and_says_where_it_is_from(left):
+    for page in PAGES:
+        module, file = ROOT / f"snippets/{page}.py", left / f"{page}.py"
+        if module.exists():
+            tree = ast.parse(file.read_text("utf-8"))
+            defined = {node.name for node in tree.body if hasattr(node, "name")}
+            own = ast.parse(module.read_text("utf-8")).body
+            assert {node.name for node in own if hasattr(node, "name")} <= defined
+            said = ast.get_docstring(tree)
+            assert said, page
+            assert f"/{page}/" in said
+            assert re.search(r"version \d", said)
+            imported = re.findall(
+                r"^(?:from|import) (\w+)", file.read_text(), re.MULTILINE
+            )
+            assert set(imported) - set(sys.stdlib_module_names) <= {"torch"}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_markdown_has_every_block_and_no_syntax_of_the_site(left, page):
     text = (left / f"{page}.md").read_text("utf-8")
     source = (DOCS / f"{page}.md").read_text("utf-8")
@@ -63,20 +166,78 @@ def test_listings_hold_every_page(left):
         assert (left / f"{page}.md").read_text("utf-8") in whole
 
 
-def test_outputs_are_those_of_the_page(project):
-    project.configure({"index.md": "# Page\n\n```python\nprint(6 * 7)\n```\n\nEnd.\n"})
-    (project.folder / "site").mkdir()
+def test_links_of_notebooks_lead_to_the_site(left):
+    for page in PAGES:
+        cells = json.loads((left / f"{page}.ipynb").read_text("utf-8"))["cells"]
+        prose = "".join(x["source"] for x in cells if x["cell_type"] == "markdown")
+        assert not re.findall(r"\]\((?!\w+:)[^)#]*\.md", prose), page
+
+
+PAGE = """# Page
+
+[There](other.md).
+
+```python
+from snippets.shift import AMOUNT
+
+print(6 * AMOUNT)
+```
+
+End.
+"""
+
+
+def test_a_built_page_offers_its_forms_with_its_outputs(project):
+    project.write("snippets/shift.py", "AMOUNT = 7\n")
+    assert project.build({"index.md": PAGE, "other.md": "# Other\n"}).status == 0
     run = [sys.executable, "-m", "extensions.export", "site"]
     subprocess.run(run, cwd=project.folder, check=True, timeout=200)
-    markdown = (project.folder / "site/index.md").read_text()
-    assert "```python\nprint(6 * 7)\n```\n\n```text\n42\n```\n\nEnd." in markdown
-    notebook = json.loads((project.folder / "site/index.ipynb").read_text())
-    (code,) = (cell for cell in notebook["cells"] if cell["cell_type"] == "code")
-    assert "".join(code["outputs"][0]["text"]) == "42\n"
+    site = project.folder / "site"
+    markdown = (site / "index.md").read_text()
+    assert "print(6 * AMOUNT)\n```\n\n```text\n42\n```\n\nEnd." in markdown
+    cells = json.loads((site / "index.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code[-1]["outputs"][0]["text"] == "42\n"
+    assert "](http://127.0.0.1:8000/other/)" in cells[2]["source"]
+    assert (site / "index.py").read_text().endswith("\n# shift.py\nAMOUNT = 7\n")
+    front = (site / "index.html").read_text()
+    for form in ("index.ipynb", "index.md", "index.py"):
+        assert f'href="{form}"' in front
+    assert "Python file" not in (site / "other/index.html").read_text()
 
 
 def test_a_block_that_fails_stops_the_export(project, monkeypatch):
     project.configure({"index.md": "# Page\n\n```python\n1 / 0\n```\n"})
     monkeypatch.chdir(project.folder)
-    with pytest.raises(ZeroDivisionError):
-        read_page(Path("docs"), Path("index.md"))
+    with pytest.raises(BlockError, match="ZeroDivisionError"):
+        read_page("index")
+
+
+A = "def _check(x: int) -> int:\n    return x\n\n\nclass Row:\n    pass\n"
+B = "from snippets.a import _check as other, Row\n\n\ndef _check() -> object:\n"
+B += "    return other(Row() and 1)\n"
+
+
+def test_a_name_of_two_modules_is_renamed_where_it_is_not_the_page_s():
+    text = inlined({"snippets/a.py": A, "snippets/b.py": B}, "snippets/b.py", "About.")
+    names: dict[str, object] = {}
+    exec(text, names)
+    assert names["_check"]() == 1
+    assert "_check_a" in names
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (A, "from snippets import a\n", "import names, not a"),
+        ("from math import exp\n", "from torch import exp\n", "exp is another thing"),
+        (
+            "def f(g: int) -> int:\n    return g\n\n\ndef g() -> None: ...\n",
+            "def g() -> None: ...\n",
+            "g is also the name of an argument",
+        ),
+    ],
+)
+def test_what_cannot_be_one_file_is_refused(first, second, reason):
+    with pytest.raises(ValueError, match=reason):
+        inlined({"snippets/a.py": first, "snippets/b.py": second}, "snippets/b.py", "")
