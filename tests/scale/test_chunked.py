@@ -1,0 +1,193 @@
+"""`chunked_kl` is the dense KL and its gradient, and never holds the logits."""
+
+import itertools
+import weakref
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from snippets.exact.categorical import kl_divergence_logits
+from snippets.scale.chunked import chunked_kl, kl_in_rows, log_prob_and_kl
+
+
+def heads(tokens=6, vocab=10, dtype=torch.float64, scale=1.0):
+    """Hidden states and output weights of two models of different widths."""
+    noise = torch.Generator().manual_seed(0)
+    shapes = [(tokens, 3), (vocab, 3), (tokens, 4), (vocab, 4)]
+    rows = [torch.randn(s, generator=noise, dtype=torch.float64) for s in shapes]
+    return [(scale * x).to(dtype) for x in rows]
+
+
+def dense(hidden_p, weight_p, hidden_q, weight_q):
+    return kl_divergence_logits(hidden_p @ weight_p.T, hidden_q @ weight_q.T)
+
+
+def gradients(value, leaves):
+    weights = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype)
+    weights = weights.reshape(value.shape)
+    return torch.autograd.grad((value * weights).sum(), leaves)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 10, 99])  # 3 leaves a rest, 99 is one chunk
+@pytest.mark.parametrize("scale", [0.01, 1.0, 5.0])
+def test_value_and_gradient_are_those_of_the_dense_kl(chunk, scale):
+    given = [x.requires_grad_() for x in heads(scale=scale)]
+    ours, theirs = chunked_kl(*given, chunk=chunk), dense(*given)
+    # Both add ten terms; the chunks add them in another order.
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+    for x, y in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+        assert_close(x, y, rtol=1e-10, atol=1e-12)  # slopes of up to 100 cancel
+
+
+@pytest.mark.parametrize(
+    "wanted", [w for w in itertools.product([False, True], repeat=4) if any(w)], ids=str
+)
+def test_the_gradient_of_any_subset_is_its_derivative(wanted):
+    given = [x.requires_grad_(w) for x, w in zip(heads(2, 5), wanted, strict=True)]
+    assert torch.autograd.gradcheck(lambda *x: chunked_kl(*x, chunk=2), given)
+
+
+def test_it_is_zero_for_equal_heads_and_never_negative_for_near_ones():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        hidden, weight = torch.randn(50, 8), torch.randn(300, 8)
+        assert (chunked_kl(hidden, weight, hidden, weight, chunk=64) == 0).all()
+        near = weight * (1 + 1e-6 * torch.randn(300, 8))
+        assert (chunked_kl(hidden, weight, hidden, near, chunk=64) >= 0).all()
+
+
+def test_half_precision_is_accumulated_in_float32():
+    given = heads(dtype=torch.bfloat16)
+    wide = [x.float().requires_grad_() for x in given]
+    half = [x.requires_grad_() for x in given]
+    ours, theirs = chunked_kl(*half, chunk=3), chunked_kl(*wide, chunk=3)
+    assert ours.dtype == torch.bfloat16
+    assert_close(ours, theirs.bfloat16())
+    found = torch.autograd.grad(ours.sum(), half)
+    for x, y in zip(found, torch.autograd.grad(theirs.sum(), wide), strict=True):
+        assert x.dtype == torch.bfloat16
+        assert_close(x, y.bfloat16())
+
+
+def test_there_is_no_second_derivative():
+    given = [x.requires_grad_() for x in heads()]
+    (slope,) = torch.autograd.grad(
+        chunked_kl(*given, chunk=3).sum(), given[0], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        slope.sum().backward()
+
+
+def test_rows_that_are_left_out_are_not_read():
+    given = heads()
+    mask = torch.tensor([True, True, False, True, False, False])
+    given[0][~mask], given[2][~mask] = torch.nan, torch.inf
+    leaves = [x.requires_grad_() for x in given]
+    hidden_p, weight_p, hidden_q, weight_q = leaves
+    kept = chunked_kl(hidden_p[mask], weight_p, hidden_q[mask], weight_q, chunk=3)
+    kept.sum().backward()
+    assert all(x.grad.isfinite().all() for x in leaves)
+    assert (hidden_p.grad[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("chunk", [3, 99])
+def test_the_log_prob_beside_it_is_that_of_the_dense_head(chunk):
+    given = [x.requires_grad_() for x in heads()]
+    tokens = torch.tensor([0, 9, 3, 3, 5, 1])
+    ours = log_prob_and_kl(*given, tokens, chunk=chunk)
+    logits = given[0] @ given[1].T
+    log_probs = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+    theirs = (log_probs, dense(*given))
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    found = gradients(2 * ours[0] - 3 * ours[1], given)
+    expected = gradients(2 * theirs[0] - 3 * theirs[1], given)
+    for x, y in zip(found, expected, strict=True):
+        assert_close(x, y, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(10,), (1, 10), (7, 10), (2, 4, 10)])
+def test_rows_have_the_value_and_gradient_of_the_whole(shape):
+    torch.manual_seed(0)
+    p, q = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in "PQ")
+    ours, theirs = kl_in_rows(p, q, chunk=3), kl_divergence_logits(p, q)
+    assert_close(ours, theirs, rtol=0, atol=0)
+    for x, y in zip(gradients(ours, [p, q]), gradients(theirs, [p, q]), strict=True):
+        assert_close(x, y, rtol=0, atol=0)
+
+
+def test_shapes_that_do_not_fit_are_refused_by_name():
+    hidden_p, weight_p, hidden_q, weight_q = heads()
+    with pytest.raises(ValueError, match="weight_p has 10 words, weight_q 9"):
+        chunked_kl(hidden_p, weight_p, hidden_q, weight_q[:9], chunk=3)
+    with pytest.raises(ValueError, match="hidden_q"):
+        chunked_kl(hidden_p, weight_p, hidden_q[:1], weight_q, chunk=3)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        chunked_kl(hidden_p, weight_p, hidden_q, weight_q, chunk=0)
+    with pytest.raises(ValueError, match="tokens"):
+        log_prob_and_kl(*heads(), torch.zeros(1, dtype=torch.int64), chunk=3)
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of tensors that were alive at once, beside those given."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = {x.untyped_storage()._cdata for x in given}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self.count(x.untyped_storage())
+        return out
+
+    def count(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.free, key, size)
+
+    def free(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+def most(function, given):
+    """Live bytes at the peak of a forward and a backward pass, less the gradients."""
+    with Live(given) as live:
+        function(*given).mean().backward()
+    results = sum(x.grad.nbytes for x in given if x.grad is not None)
+    for x in given:
+        x.grad = None
+    return live.most - results
+
+
+def usual(hidden_p, weight_p, hidden_q, weight_q):
+    """The textbook's sum over a whole vocabulary."""
+    log_p = (hidden_p @ weight_p.T).log_softmax(-1)
+    log_q = (hidden_q @ weight_q.T).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@pytest.mark.parametrize("sides", [(True, False), (True, True)], ids=["P", "PQ"])
+def test_the_peak_is_a_few_chunks_and_not_a_few_vocabularies(sides):
+    tokens, vocab, chunk = 64, 8192, 64
+    given = heads(tokens, vocab, torch.float32)
+    for k, x in enumerate(given):
+        x.requires_grad_(sides[k // 2])
+    whole, few = tokens * vocab * 4, tokens * chunk * 4
+    naive = most(usual, given)
+    ours = most(lambda *x: chunked_kl(*x, chunk=chunk), given)
+    # Naive: two rows of log-softmax and their products, and the same again for slopes.
+    assert naive > (4.9 if sides == (True, False) else 6.8) * whole
+    # Ours: up to fifteen tensors of a chunk, and three numbers per token and chunk.
+    assert (
+        ours < 15 * few + 3 * 3 * whole / chunk < 0.22 * whole + 3 * 3 * whole / chunk
+    )
+    assert ours < 0.06 * naive
