@@ -19,6 +19,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from extensions.cache import closure
 from extensions.pages import includes, read_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -27,15 +28,16 @@ BUILD = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--no-strict"]
 
 # All blocks of all pages in one process, a fresh namespace a page, nothing rendered.
 FLOOR = """
-import sys
+import contextlib, io
 from pathlib import Path
 from extensions.pages import includes, read_blocks
-from extensions.sessions import Session
+from extensions import sessions  # one thread, as in a build
 
 for page in sorted(Path("docs").rglob("*.md")):
-    session = Session(str(page))
+    names = {"__name__": "page"}
     for block in read_blocks(page.read_text(), str(page), includes(Path())):
-        session.run(block)
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(block.source, str(page), "exec"), names)
 """
 
 
@@ -118,19 +120,68 @@ def the_whole_site(runs: int, scratch: Path) -> None:
     )  # fmt: skip
 
 
+def edited_snippet(runs: int, scratch: Path) -> None:
+    """A comment in one snippet, against the pages that use it when they stand alone."""
+    site = copy_of_the_site(scratch / "snippet")
+    file = site / "snippets/algorithms/regularised/mpo.py"
+    module = "algorithms.regularised.mpo"
+    seconds(BUILD, site)  # fills the cache
+    warm = statistics.median(seconds(BUILD, site) for _ in range(runs))
+    uses = []
+    for page in sorted((site / "docs").rglob("*.md")):
+        blocks = read_blocks(page.read_text("utf-8"), page.name, includes(ROOT))
+        needed = closure("\n".join(block.source for block in blocks))
+        if f"snippets/{module.replace('.', '/')}.py" in needed:
+            uses.append(page.relative_to(site).as_posix())
+    floor = FLOOR.replace('sorted(Path("docs").rglob("*.md"))', f"map(Path, {uses})")
+
+    def edit() -> float:
+        with file.open("a") as text:
+            text.write("# A comment.\n")
+        return seconds(BUILD, site)
+
+    cases = {
+        "edited": edit,
+        "alone": lambda: seconds([sys.executable, "-c", floor], site),
+    }
+    times = medians(runs, cases)
+    ratio = times["edited"] / (times["alone"] + warm)
+    print(f"## A comment edited in `{module}`, which {len(uses)} pages use\n")
+    table(
+        ["build", "seconds", "ratio", "target"],
+        [
+            ["their blocks as plain Python", f"{times['alone']:.2f}", "", ""],
+            ["warm, nothing changed", f"{warm:.2f}", "", ""],
+            [
+                "after the edit, against both",
+                f"{times['edited']:.2f}",
+                f"{ratio:.2f}",
+                "1.30",
+            ],
+        ],
+    )
+
+
 def synthetic(folder: Path, pages: int) -> Path:
     """A site of many small pages with three blocks each."""
     (folder / "docs").mkdir(parents=True)
     (folder / "snippets").mkdir()
     for shared in ("_theme", "assets"):
         (folder / "docs" / shared).symlink_to(ROOT / "docs" / shared)
-    names = ["index.md", *(f"page{number}.md" for number in range(1, pages))]
-    for number, name in enumerate(names):
+    nav = ""
+    front = (
+        "---\ndescription: A page of a benchmark, one of many that are alike.\n---\n"
+    )
+    for number in range(pages):  # in sections of ten, and ten of them in a room
+        name = f"page{number}.md" if number else "index.md"
         block = "```python\nimport torch\n\nprint(torch.arange(3) + {})\n```\n"
         text = "\n".join(f"Words.\n\n{block.format(number + k)}" for k in range(3))
-        (folder / "docs" / name).write_text(f"# Page {number}\n\n{text}", "utf-8")
+        page = f"{front}# Page {number}\n\n{text}"
+        (folder / "docs" / name).write_text(page, "utf-8")
+        nav += f"  - Room {number // 100}:\n" if number % 100 == 0 else ""
+        nav += f"      - Section {number // 10}:\n" if number % 10 == 0 else ""
+        nav += f"          - {name}\n"
     settings, _ = (ROOT / "mkdocs.yml").read_text("utf-8").split("\nnav:")
-    nav = "".join(f"  - {name}\n" for name in names)
     (folder / "mkdocs.yml").write_text(f"{settings}\nnav:\n{nav}", "utf-8")
     return folder
 
@@ -224,6 +275,7 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {installed}.\n")
     with tempfile.TemporaryDirectory() as scratch:
         the_whole_site(options.runs, Path(scratch))
+        edited_snippet(options.runs, Path(scratch))
         edit_loop(options.runs, Path(scratch))
         growth(options.runs, Path(scratch), options.sizes)
 

@@ -61,7 +61,10 @@ def our_site(folder: Path) -> Path:
         (folder / "docs" / shared).symlink_to(ROOT / "docs" / shared)
     nav = ""
     for name, code in CELLS.items():
-        page = f"# {name}\n\n```python\n{code}\n```\n"
+        front = (
+            "---\ndescription: A page of a benchmark, with one block of torch.\n---\n"
+        )
+        page = f"{front}# {name}\n\n```python\n{code}\n```\n"
         file = "index" if not nav else name
         (folder / "docs" / f"{file}.md").write_text(page, "utf-8")
         nav += f"  - {file}.md\n"
