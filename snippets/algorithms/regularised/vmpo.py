@@ -35,9 +35,8 @@ def top_half(*, advantages: Tensor, mask: Tensor) -> Tensor:
     ordered = advantages.masked_fill(~mask, -math.inf)
     order = ordered.argsort(stable=True, dim=-1, descending=True)
     rank: Tensor = order.argsort(-1)  # 0 is the highest
-    kept = rank < (mask.sum(-1, keepdim=True) + 1) // 2
+    return rank < (mask.sum(-1, keepdim=True) + 1) // 2
     # --8<-- [end:half]
-    return kept & mask
 
 
 def kept_logits(kept: Tensor) -> Tensor:
