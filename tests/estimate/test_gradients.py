@@ -182,7 +182,9 @@ def test_keeps_dtype_and_shape(dtype):
 
 
 @pytest.mark.parametrize("loss", [weighted_k3_loss, weighted_k2_loss])
-@pytest.mark.parametrize("log_ratio", [-80, -30, -12, -8, -1, -1e-3, 0.5, 8, 30, 80])
+@pytest.mark.parametrize(
+    "log_ratio", [-80, -30, -12, -8, -1, -1e-3, 0.5, 2.7, 5.3, 8, 9.1, 30, 80]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_gradient_of_a_drifted_token_is_minus_its_log_ratio(loss, log_ratio, dtype):
     """On-policy, from log-ratio ref / new: where u is, and where u is not, finite."""
