@@ -95,16 +95,8 @@ def lines(
 ) -> str:
     """A figure of lines, each with its name at its right end: `print` it.
 
-    Args:
-        rows: One for each point, in order. Numbers are rounded to four digits.
-        x: The key of the horizontal position, which is also the title of its axis.
-        y: The key of the vertical position, which is also the title of its axis.
-        title: The finding, in one line or a list of lines.
-        description: What the chart shows, in a sentence or two.
-        series: The key of the name of the line on which a point lies.
-        log_x: Whether the horizontal axis is logarithmic.
-        log_y: Whether the vertical axis is logarithmic.
-        colours: One for each line, in the order in which they first appear.
+    Each row is a point; `x`, `y` and `series` are its keys, the first two also the
+    titles of the axes. `title` is the finding, `description` says what is to be seen.
     """
     points: list[dict[str, Any]] = [
         {"x": _short(row[x]), "y": _short(row[y]), "of": row[series] if series else ""}

@@ -6,7 +6,7 @@ import re
 import altair as alt
 import pytest
 
-from extensions.figures import Q, figure
+from extensions.figures import Q, figure, lines
 
 POINTS = alt.Data(values=[{"x": 0.25, "y": 1}, {"x": 0.75, "y": 2}])
 CHART = alt.Chart(POINTS, title="It rises").mark_line(color=Q).encode(x="x:Q", y="y:Q")
@@ -57,3 +57,44 @@ def test_its_labels_are_not_searched(project):
     assert "Words before." in texts
     assert "Words after." in texts
     assert "It rises" not in texts
+
+
+ROWS = [
+    {"step": 10.0**k, "nats": value * 10.0 ** (2 * k), "of": name}
+    for name, value in {"KL(old ‖ new)": 1.0, "the other direction": 1.02}.items()
+    for k in range(-3, 1)
+]
+
+
+def drawn(rows, **options):
+    """A figure of lines of these rows."""
+    named = {"x": "step", "y": "nats", "title": "Slope two", "description": "Lines."}
+    return lines(rows, **named, **options)
+
+
+def test_lines_are_named_at_their_ends_in_their_colours():
+    html = drawn(ROWS, series="of", log_x=True, log_y=True, colours=[Q, "var(--kl-p)"])
+    assert re.findall(r'<path[^>]*stroke="(var[^"]*)"', html)[-2:] == [
+        "var(--kl-q)",
+        "var(--kl-p)",
+    ]
+    first = html[: html.index("KL(old ‖ new)")].rindex("<text")
+    assert 'fill="var(--kl-q)"' in html[first:]
+    assert "the other" in html
+    assert "direction" in html
+    assert ">step<" in html
+    assert ">nats<" in html
+
+
+def test_names_of_lines_do_not_cover_each_other():
+    html = drawn(ROWS, series="of", log_x=True, log_y=True)
+    moved = r"translate\([-\d.]+,([-\d.]+)\)"
+    at = [
+        float(re.findall(moved, html[: html.index(name)])[-1])
+        for name in ("the other", "KL(old ‖ new)")
+    ]
+    assert abs(at[1] - at[0]) >= 14
+
+
+def test_one_line_needs_no_name():
+    assert "Slope two" in drawn(ROWS[:4])
