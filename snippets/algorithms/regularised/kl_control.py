@@ -1,4 +1,4 @@
-"""KL control: planning where each step away from a reference policy costs its KL.
+"""KL control: planning with the KL of each step to a reference policy as a penalty.
 
 Source: Todorov, Linearly-solvable Markov decision problems, NIPS 2006, and Kappen,
 Gómez and Opper, arXiv:0901.0633; the sampled form is MPPI, Williams et al., Information

@@ -87,7 +87,7 @@ def test_the_step_is_epsilon_long_and_can_be_visited(old, epsilon):
     assert_close(states, stationary(PROBLEM, new), atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("epsilon", [1e-9, 1e-4, 0.2, 1.0])
+@pytest.mark.parametrize("epsilon", [1e-9, 1e-4, 0.2, 1.0, 2.1])
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6, 1e12])
 def test_the_step_is_epsilon_long_whatever_the_scale_of_the_rewards(scale, epsilon):
     old = torch.full((3, 3), 1 / 3, dtype=torch.float64)
