@@ -36,6 +36,7 @@ HOST: dict[str, str] = {
 SIGNED: dict[str, str] = {
     "exact.hybrid:kl_hybrid": "adds KLs that it is given, of any sign in this test",
     "estimate.variance:best_coefficient": "a coefficient, not a KL",
+    "scale.top_k:raw_head_kl": "some terms of a KL, which may be negative",
     "estimate.variance:k3_variance_is_finite": "answers yes or no",
 }
 

@@ -19,7 +19,7 @@ SIZES = {
     "*batch": (3,), "batch": (3,), "actions": (4,), "dims": (2,), "vocab": (5,),
     "time": (6,), "samples": (7,), "states": (3,), "components": (2,), "points": (8,),
     "betas": (4,), "count": (2,), "prompts": (2,), "latents": (2,),
-    "classes": (3,), "others": (5,), "features": (4,),
+    "classes": (3,), "others": (5,), "features": (4,), "head": (4,),
 }  # fmt: skip
 # What a number is, where a function asks for one by this name.
 NUMBERS: dict[str, Any] = {
