@@ -60,7 +60,10 @@ def kl_gamma(
     check_tensors(shape_p=shape_p, rate_p=rate_p, shape_q=shape_q, rate_q=rate_q)
     dtype, rows = _double(shape_p, rate_p, shape_q, rate_q)
     a, u, c, v = rows
+    # --8<-- [start:core]
+    # Of the shapes while the mean stays, and of the means.
     kl = gamma_gap(c, a) + entropy_gap(c, a * (v / u))
+    # --8<-- [end:core]
     return nan_outside(kl, _positive(*rows)).to(dtype)
 
 
