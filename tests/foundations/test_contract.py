@@ -9,6 +9,7 @@ from snippets.foundations.contract import (
     check_floating,
     check_mask,
     check_positive,
+    check_rows,
     check_tensors,
     nan_outside,
     widen,
@@ -103,3 +104,17 @@ def test_the_rows_beside_a_nan_keep_their_gradient():
     x = tensor([0.5, 2.0], requires_grad=True)
     nan_outside(x.square(), x < 1).nansum().backward()
     assert_close(x.grad, tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (3,), (1,), (), (2, 3)])
+def test_one_number_per_sequence_is_what_a_mask_asks_for(shape):
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    check_rows(mask, scores=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"^scores is"):
+        check_rows(mask, scores=torch.zeros(shape))
+
+
+def test_integers_are_no_numbers_of_sequences():
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"^scores must be floating point"):
+        check_rows(mask, scores=torch.zeros(2).long())
