@@ -104,8 +104,10 @@ class Session:
         text = source + (page.read_text("utf-8") if page.exists() else "")
         with warnings.catch_warnings():  # of a missing NumPy, and of other threads
             warnings.simplefilter("ignore")
-            if "torch" in text or "snippets" in text:  # imported once for all pages
-                importlib.import_module("torch")
+            if "torch" in text or "snippets" in text:  # what printing a tensor imports
+                importlib.import_module(
+                    "torch.distributed.tensor"
+                )  # once for all pages
             if "altair" in text or "figures" in text:
                 importlib.import_module("extensions.figures")
             sys.stdout.flush()
