@@ -81,6 +81,8 @@ def test_the_band_is_from_half_to_twice_the_target(target):
     for times, factor in ((2.01, 1 / 1.5), (1.99, 1), (0.51, 1), (0.49, 1.5)):
         found = adapt_rate(1e-3, times * target, target, 1e-5, 1e-2)
         assert found == pytest.approx(1e-3 * factor, rel=1e-15)
+    for edge in (2 * target, target / 2):
+        assert adapt_rate(1e-3, edge, target, 1e-5, 1e-2) == 1e-3
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,8 @@ def test_the_thresholds_and_factors_are_those_of_the_source(
         assert found == pytest.approx(beta * factor, rel=1e-15)
     for times in (0.99 * high, 1.01 * low):
         assert adapt_coefficient(beta, times * target, target, controller) == beta
+    for edge in (controller.high * target, controller.low * target):
+        assert adapt_coefficient(beta, edge, target, controller) == beta
 
 
 def test_a_coefficient_that_is_halved_often_enough_becomes_zero():
