@@ -24,6 +24,8 @@ NOT_TENSORS: dict[str, str] = {
     "lab.mdp:stationary": "takes a problem; held to the same in its own tests",
     "lab.mdp:target_advantages": "takes a target; held to the same in its tests",
     "lab.mdp:target_return": "takes a problem; held to the same in its own tests",
+    "scale.vocab_parallel:all_gather": "asks other processes; held to its own tests",
+    "scale.vocab_parallel:vocab_parallel_kl": "asks other processes; the same there",
 }
 
 # Solvers: they iterate until a condition holds, and say so.
