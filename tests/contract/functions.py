@@ -19,7 +19,7 @@ SIZES = {
     "*batch": (3,), "batch": (3,), "actions": (4,), "dims": (2,), "vocab": (5,),
     "time": (6,), "samples": (7,), "states": (3,), "components": (2,), "points": (8,),
     "betas": (4,), "count": (2,), "prompts": (2,), "latents": (2,),
-    "classes": (3,), "others": (5,), "features": (4,), "head": (4,),
+    "classes": (3,), "others": (5,), "features": (4,), "head": (4,), "boundaries": (3,),
 }  # fmt: skip
 # What a number is, where a function asks for one by this name.
 NUMBERS: dict[str, Any] = {
@@ -104,6 +104,8 @@ def value(
         if mask.ndim:
             mask[..., 0], mask[..., -1] = True, False
         return mask
+    if name == "cu_seqlens":
+        return torch.tensor([0, 2, 7])
     if name == "groups":
         return torch.arange(shape[-1]) % NUMBERS["count"]
     if parameter.integer:
