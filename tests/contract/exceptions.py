@@ -2,6 +2,7 @@
 
 # Not functions of tensors that a policy gives.
 NOT_TENSORS: dict[str, str] = {
+    "algorithms.regularised.reps:solve_joint": "its joint must be its transitions' own",
     "algorithms.trust_region.trpo:conjugate_gradient": "takes a function",
     "algorithms.trust_region.trpo:fisher_product": "takes a function, not tensors",
     "algorithms.trust_region.trpo:full_step": "takes a function, not tensors",
@@ -31,7 +32,6 @@ NOT_TENSORS: dict[str, str] = {
 # Solvers: they iterate until a condition holds, and say so.
 HOST: dict[str, str] = {
     "algorithms.regularised.mpo:solve_temperature": "bisects until the KL is epsilon",
-    "algorithms.regularised.reps:solve_joint": "bisects, and solves a dual within",
 }
 
 # Values are of second order, or of no sign, by definition.

@@ -71,8 +71,8 @@ def solve_joint(
     Raises:
         ValueError: If epsilon is not positive, or no temperature was found: the best
             distribution of all is nearer than epsilon, or so close to it that the
-            temperature is below a millionth of the rewards' range. If the shapes do
-            not fit, or a tensor is an integer one.
+            temperature is below a millionth of the rewards' range; or the dual did not
+            converge. If the shapes do not fit, or a tensor is an integer one.
     """
     check_positive(epsilon=epsilon)
     check_tensors(2, old_log_joint=old_log_joint, rewards=rewards)
@@ -89,7 +89,10 @@ def solve_joint(
         middle = math.sqrt(low * high)
         far = dual.kl_at(middle) > epsilon
         low, high = (middle, high) if far else (low, middle)
-    dual.kl_at(high)
+    missed = abs(dual.kl_at(high) / epsilon - 1)
+    flow = (dual.log_joint.exp() @ dual.flow).abs().amax().item()
+    if not (missed < 1e-6 and flow < 1e-9):
+        raise ValueError(f"epsilon is {epsilon}, and the dual did not converge")
     return dual.log_joint.reshape(rewards.shape).to(old_log_joint.dtype)
 
 
@@ -109,6 +112,7 @@ class _Dual:
         self.rewards = r / r.abs().amax().clamp(min=torch.finfo(r.dtype).tiny)
         states = rewards.shape[0]
         after = transitions.detach().double().reshape(-1, states)
+        after = after / after.sum(-1, keepdim=True)  # what float32 left of 1
         here = torch.eye(states).to(after).repeat_interleave(rewards.shape[1], 0)
         self.flow = after - here  # (states * actions, states), of a unit of value
         self.values = torch.zeros_like(after[0])

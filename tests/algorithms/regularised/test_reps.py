@@ -118,6 +118,26 @@ def test_states_and_actions_may_differ_in_number(states, actions):
     assert_close(errors[3], problem.rewards + after - values[3][:, None])
 
 
+@pytest.mark.parametrize("epsilon", [1.0, 2.0])
+def test_a_steep_problem_is_solved_too(epsilon):
+    # Rewards of two scales, transitions that are nearly certain, and an old policy
+    # that is too: a full step of Newton's method overshoots here.
+    torch.manual_seed(5)
+    states, actions = 4, 3
+    numbers = torch.rand(states, actions, states, dtype=torch.float64).pow(8)
+    transitions = numbers / numbers.sum(-1, keepdim=True)
+    scales = tensor([[1.0], [1000.0], [1.0], [1000.0]], dtype=torch.float64)
+    rewards = torch.randn(states, actions, dtype=torch.float64) * scales
+    start = torch.full((states,), 1 / states, dtype=torch.float64)
+    steep = Problem(transitions, rewards, start, 0.9)
+    old = (3 * torch.randn(states, actions, dtype=torch.float64)).softmax(-1)
+    found = step(old, epsilon, steep)
+    expected = tensor(epsilon, dtype=torch.float64)
+    assert_close(joint_kl(found, joint(old, steep)), expected, atol=0, rtol=1e-6)
+    inflow = found.exp().sum(-1) @ state_chain(steep, found.softmax(-1))
+    assert_close(inflow, found.exp().sum(-1), atol=1e-9, rtol=0)
+
+
 @settings(max_examples=25)
 @given(policies(), epsilons, st.integers(0, 2**31))
 def test_no_policy_within_epsilon_earns_more(old, epsilon, seed):
@@ -213,3 +233,28 @@ def test_shapes_that_do_not_fit_are_refused():
         bellman_error(rewards=rewards, transitions=transitions, values=torch.zeros(3))
     with pytest.raises(ValueError, match="transitions is"):
         bellman_error(rewards=rewards.T, transitions=transitions, values=torch.zeros(2))
+
+
+def test_an_old_joint_that_cannot_be_visited_is_refused():
+    elsewhere = torch.randn(9, dtype=torch.float64).log_softmax(-1).reshape(3, 3)
+    with pytest.raises(ValueError, match="did not converge"):
+        solve_joint(
+            old_log_joint=elsewhere,
+            rewards=PROBLEM.rewards,
+            transitions=PROBLEM.transitions,
+            epsilon=1e-3,
+        )
+
+
+def test_integers_are_refused_and_half_precision_is_rounded_once():
+    named = {"old_log_joint": joint(torch.full((3, 3), 1 / 3).double())}
+    named |= {"rewards": PROBLEM.rewards, "transitions": PROBLEM.transitions}
+    for name in named:
+        with pytest.raises(ValueError, match=f"{name} must be floating point"):
+            solve_joint(
+                **named | {name: torch.ones_like(named[name]).long()}, epsilon=0.1
+            )
+    half = {name: x.bfloat16() for name, x in named.items() if name == "rewards"}
+    wide = {name: x.double() for name, x in half.items()}
+    found = [solve_joint(**named | x, epsilon=0.1) for x in (half, wide)]
+    assert_close(*found, atol=0, rtol=0)

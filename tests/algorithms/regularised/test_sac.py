@@ -196,12 +196,13 @@ def test_the_temperature_moves_towards_the_target():
 
 
 def test_each_loss_trains_what_it_is_for():
-    log_probs, q = torch.ones(2, 3, requires_grad=True)
+    log_probs, q = torch.ones(3, requires_grad=True), torch.ones(3)
     log_alpha = tensor(0.5, requires_grad=True)
     sac_temperature_loss(
         log_alpha=log_alpha, new_log_probs=log_probs, target_entropy=-1.0
     ).sum().backward()
     assert log_alpha.grad is not None
+    assert log_probs.grad is None
     (slope,) = torch.autograd.grad(
         loss_of(log_probs, q, log_alpha.exp()).sum(), log_alpha, allow_unused=True
     )
