@@ -84,7 +84,7 @@ def _terms(log_p: Tensor, log_q: Tensor, close: Tensor) -> Tensor:
 
 def _log_density(df: Tensor, z: Tensor) -> Tensor:
     half = df / 2
-    small = half.clamp(max=50)
+    small = half.where(half < 50, 50.0)
     exact = torch.lgamma(small + 1 / 2) - torch.lgamma(small) - small.log() / 2
     # The same for many degrees of freedom, where the two lgamma agree in all digits.
     inverse = 1 / half
