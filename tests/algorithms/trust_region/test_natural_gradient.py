@@ -171,7 +171,7 @@ def test_a_gradient_that_is_all_rounding_gives_a_step_of_zero(dtype):
     assert (natural_step(nothing, matrix, 0.01) == 0).all()
 
 
-@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e12, 1e30])
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_the_step_has_its_length_at_any_scale(size, scale):
     policy = tensor([[0.5, 0, -1], [0, 1, 0], [2, 0, 0]], dtype=torch.float64)

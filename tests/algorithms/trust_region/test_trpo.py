@@ -173,19 +173,18 @@ def test_conjugate_gradients_of_zero_are_zero():
     assert_close(conjugate_gradient(lambda v: 2 * v, nothing, 5), nothing)
 
 
-@given(POLICIES, st.integers(0, 100))
-def test_rounding_where_there_is_no_curvature_is_left_out(old, seed):
+@pytest.mark.parametrize("seed", range(100))
+def test_rounding_where_there_is_no_curvature_is_left_out(seed):
     torch.manual_seed(seed)
-    p = old[0].softmax(-1)
+    p = (4 * torch.rand(3, dtype=torch.float64) - 2).softmax(-1)
     matrix = torch.diag(p) - p[:, None] * p
-    wanted = torch.randn(3, dtype=torch.float64)
-    vector = matrix @ wanted
+    vector = matrix @ torch.randn(3, dtype=torch.float64)
     # Adding a constant to all logits changes no probability.
     rounded = vector + 1e-16 * vector.abs().max()
     solved = conjugate_gradient(lambda v: matrix @ v, rounded, 9)
-    # Condition up to 1e4 against 1e-16, and steps enough to start on the rounding.
-    assert_close(matrix @ solved, vector, atol=1e-10, rtol=1e-6)
-    assert solved.abs().max() < 1e6
+    # Condition below 1e3 against 1e-16, and steps enough to start on the rounding.
+    assert_close(matrix @ solved, vector, atol=0, rtol=1e-6)
+    assert solved.mean().abs() < 1e-4 * solved.abs().max()
 
 
 @pytest.mark.parametrize("size", SCALES)
