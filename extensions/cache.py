@@ -124,7 +124,9 @@ def _load(key: str) -> str | None:
 def _store(key: str, text: str) -> None:
     """Keep an entry: all of it, or nothing."""
     try:
-        if os.environ.get(OFF) != "off" and _swept():
+        if os.environ.get(OFF) != "off":
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            _sweep()
             part = FOLDER / f"{key}.{os.getpid()}"
             part.write_bytes(f"{_digest(key, text)}\n{text}".encode())
             part.replace(FOLDER / key)
@@ -133,13 +135,11 @@ def _store(key: str, text: str) -> None:
 
 
 @cache
-def _swept() -> bool:
+def _sweep() -> None:
     """Once in a process: forget what no build has asked for in a month."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for file in FOLDER.iterdir():
         if file.stat().st_mtime < time.time() - _DAYS * 86400:
             file.unlink(missing_ok=True)
-    return True
 
 
 @cache
