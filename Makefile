@@ -36,7 +36,7 @@ page: ## Lay down a new page: make page ROOM=foundations NAME=symmetry
 	python3 -m tests.new_page $(ROOM)/$(NAME)
 
 bench: .venv/test ## Measure speed and memory, as ratios within one run
-	for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in tests/bench/bench_*.py; do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 FONT := docs/assets/fonts/latin-modern-math-subset.woff2
 font: .venv/test ## Cut the math font again, from a latinmodern-math.otf here

@@ -4,7 +4,7 @@ Source: the chain rule of the KL (Cover and Thomas, 2nd ed., theorem 2.5.3), wit
 chunk of a token as the first choice, and the token in its chunk as the second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.contract import check_floating, check_positive, widen
+
+ROWS = 256  # tokens at a time: a chunk of their logits stays near the processor
 
 
 def chunked_kl(
@@ -47,8 +49,9 @@ def chunked_kl(
     _check_heads(hidden_p, weight_p, hidden_q, weight_q)
     check_positive(chunk=chunk)
     dtype, _ = widen(hidden_p, weight_p, hidden_q, weight_q)
-    kl, _, _ = _apply(hidden_p, weight_p, hidden_q, weight_q, chunk)
-    return kl.to(dtype)
+    tokens = [x.reshape(-1, x.shape[-1]) for x in (hidden_p, hidden_q)]
+    kl, _, _ = _apply(tokens[0], weight_p, tokens[1], weight_q, chunk)
+    return kl.reshape(hidden_p.shape[:-1]).to(dtype)
 
 
 def log_prob_and_kl(
@@ -84,7 +87,9 @@ def log_prob_and_kl(
     if tokens.shape != hidden_p.shape[:-1]:
         raise ValueError(f"tokens is {[*tokens.shape]}, hidden_p {[*hidden_p.shape]}")
     dtype, (hidden, rows) = widen(hidden_p, weight_p[tokens])
-    kl, total, _ = _apply(hidden_p, weight_p, hidden_q, weight_q, chunk)
+    rest = [x.reshape(-1, x.shape[-1]) for x in (hidden_p, hidden_q)]
+    kl, total, _ = _apply(rest[0], weight_p, rest[1], weight_q, chunk)
+    total, kl = (x.reshape(tokens.shape) for x in (total, kl))
     return ((hidden * rows).sum(-1) - total).to(dtype), kl.to(dtype)
 
 
@@ -155,26 +160,29 @@ class _Chunks(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both steps of the chain rule: which chunk, and which token in it."""
-        parts = []
-        words = zip(*(torch.split(x, chunk) for x in (weight_p, weight_q)), strict=True)
-        for words_p, words_q in words:
+        found = []
+        for tokens_p, tokens_q in _together(hidden_p, hidden_q, ROWS):
             # --8<-- [start:core]
-            p, q = _logits(hidden_p, words_p), _logits(hidden_q, words_q)
-            parts.append([kl_divergence_logits(p, q), p.logsumexp(-1), q.logsumexp(-1)])
-        kls, of_p, of_q = (torch.stack(part, -1) for part in zip(*parts, strict=True))
-        kl = kl_divergence_logits(of_p, of_q) + (of_p.softmax(-1) * kls).sum(-1)
-        # --8<-- [end:core]
-        return kl, of_p.logsumexp(-1), of_q.logsumexp(-1)
+            parts = []
+            for words_p, words_q in _together(weight_p, weight_q, chunk):
+                p, q = _logits(tokens_p, words_p), _logits(tokens_q, words_q)
+                of_p, of_q = p.logsumexp(-1), q.logsumexp(-1)
+                parts.append(torch.stack([of_p, of_q, kl_divergence_logits(p, q)]))
+            of_p, of_q, kls = torch.stack(parts, -1)  # (tokens, chunks) each
+            kl = kl_divergence_logits(of_p, of_q) + (of_p.softmax(-1) * kls).sum(-1)
+            # --8<-- [end:core]
+            found.append(torch.stack([kl, of_p.logsumexp(-1), of_q.logsumexp(-1)]))
+        kl, total_p, total_q = torch.cat(found, -1)
+        return kl.clone(), total_p.clone(), total_q.clone()
 
     @staticmethod
     def setup_context(
         ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ) -> None:
-        """Keep what was given and one number per token."""
-        kl, total_p, total_q = output
+        """Keep what was given and three numbers per token."""
         ctx.chunk = inputs[-1]  # type: ignore[attr-defined]
-        ctx.save_for_backward(*inputs[:-1], kl, total_p, total_q)
-        ctx.mark_non_differentiable(total_q)
+        ctx.save_for_backward(*inputs[:-1], *output)
+        ctx.mark_non_differentiable(output[-1])
 
     @staticmethod
     @once_differentiable
@@ -183,55 +191,72 @@ class _Chunks(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """The slope in the logits of a chunk, computed again, and through the heads."""
         *given, kl, total_p, total_q = ctx.saved_tensors
-        hidden_p, weight_p, hidden_q, weight_q = given
         wanted = ctx.needs_input_grad
-        grads = [
-            torch.zeros_like(x, dtype=kl.dtype if k % 2 == 0 else None)
-            if need
-            else None
-            for k, (x, need) in enumerate(zip(given, wanted, strict=False))
+        heads = [
+            _Head(given[0], given[1], wanted[:2]),
+            _Head(given[2], given[3], wanted[2:4]),
         ]
-        of_kl, of_total, kl = of_kl[..., None], of_total[..., None], kl[..., None]
-        for first in range(0, weight_p.shape[0], ctx.chunk):
-            words = slice(first, first + ctx.chunk)
-            log_p = _logits(hidden_p, weight_p[words]) - total_p[..., None]
-            log_q = _logits(hidden_q, weight_q[words]) - total_q[..., None]
-            p = log_p.exp()
-            if any(wanted[:2]):
-                slope = p * (of_kl * (log_p - log_q - kl) + of_total)
-                _through_head(slope, hidden_p, weight_p, words, *grads[:2])
-            if any(wanted[2:4]):
-                slope = of_kl * (log_q.exp() - p)
-                _through_head(slope, hidden_q, weight_q, words, *grads[2:])
-        return (
-            *(
-                None if g is None else g.to(x.dtype)
-                for g, x in zip(grads, given, strict=True)
-            ),
-            None,
-        )
+        numbers = torch.stack([kl, total_p, total_q, of_kl, of_total]).unsqueeze(-1)
+        for first in range(0, len(given[1]), ctx.chunk):
+            for head in heads:
+                head.at(slice(first, first + ctx.chunk))
+            for row in range(0, len(given[0]), ROWS):
+                rows = slice(row, row + ROWS)
+                kl, total_p, total_q, of_kl, of_total = numbers[:, rows]
+                log_p = heads[0].logits(rows) - total_p
+                log_q = heads[1].logits(rows) - total_q
+                p = log_p.exp()
+                heads[1].add(of_kl * (log_q.exp() - p), rows)
+                heads[0].add(p * (of_kl * (log_p - log_q - kl) + of_total), rows)
+        return *heads[0].slopes(), *heads[1].slopes(), None
+
+
+class _Head:
+    """One model's hidden states and output weights, and their slopes so far."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, wanted: tuple[bool, ...]
+    ) -> None:
+        self.hidden, self.weight = hidden, weight
+        _, (wide, _) = widen(hidden, weight)
+        self.of_hidden = torch.zeros_like(wide) if wanted[0] else None
+        self.of_weight = torch.zeros_like(weight) if wanted[1] else None
+
+    def at(self, words: slice) -> None:
+        """Turn to a chunk of words."""
+        _, (self.here, _) = widen(self.weight[words], self.hidden[:0])
+        self.words, self.sum = words, torch.zeros_like(self.here)
+
+    def logits(self, rows: slice) -> Tensor:
+        """The logits of some tokens for the words at hand."""
+        return _logits(self.hidden[rows], self.here)
+
+    def add(self, slope: Tensor, rows: slice) -> None:
+        """Take the slope of these logits back through the head."""
+        if self.of_hidden is not None:
+            self.of_hidden[rows] += slope @ self.here
+        if self.of_weight is not None:
+            self.sum += slope.T @ self.hidden[rows].to(slope.dtype)
+            self.of_weight[self.words] = self.sum.to(self.weight.dtype)
+
+    def slopes(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of the hidden states and of the weights, where they are wanted."""
+        of_hidden = self.of_hidden
+        if of_hidden is not None:
+            of_hidden = of_hidden.to(self.hidden.dtype)
+        return of_hidden, self.of_weight
 
 
 _apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Chunks.apply
+
+
+def _together(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Equal stretches of two tensors."""
+    for first in range(0, len(x), size):
+        yield x[first : first + size], y[first : first + size]
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """The logits of some words, in float32 or wider."""
     _, (hidden, weight) = widen(hidden, weight)
     return hidden @ weight.T
-
-
-def _through_head(
-    slope: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    words: slice,
-    of_hidden: Tensor | None,
-    of_weight: Tensor | None,
-) -> None:
-    """Add the slope of some logits to what is known of that of a head."""
-    if of_hidden is not None:
-        of_hidden += slope @ weight[words].to(slope.dtype)
-    if of_weight is not None:
-        rows = hidden.reshape(-1, hidden.shape[-1]).to(slope.dtype)
-        of_weight[words] = slope.reshape(-1, slope.shape[-1]).T @ rows

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from snippets.exact.categorical import kl_divergence_logits
-from snippets.scale.chunked import chunked_kl, kl_in_rows, log_prob_and_kl
+from snippets.scale.chunked import ROWS, chunked_kl, kl_in_rows, log_prob_and_kl
 
 
 def heads(tokens=6, vocab=10, dtype=torch.float64, scale=1.0):
@@ -40,6 +40,14 @@ def test_value_and_gradient_are_those_of_the_dense_kl(chunk, scale):
     assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
     for x, y in zip(gradients(ours, given), gradients(theirs, given), strict=True):
         assert_close(x, y, rtol=1e-10, atol=1e-12)  # slopes of up to 100 cancel
+
+
+def test_more_tokens_than_are_at_hand_at_a_time():
+    given = [x.requires_grad_() for x in heads(tokens=2 * ROWS + 3)]
+    ours, theirs = chunked_kl(*given, chunk=4), dense(*given)
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+    for x, y in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+        assert_close(x, y, rtol=1e-10, atol=1e-11)  # weights: sums of 515 slopes
 
 
 @pytest.mark.parametrize(
