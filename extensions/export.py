@@ -110,7 +110,7 @@ def notebook(page: Page, address: str, colours: dict[str, str]) -> str:
 
     def elsewhere(match: re.Match[str]) -> str:
         there = normpath(join(page.path, "..", match[1]))
-        return f"]({address}{there}/{match[2]})".replace("index/", "")
+        return f"]({address}{there}/{match[2] or ''})".replace("index/", "")
 
     add("markdown", f"${commands}$")
     if page.modules:
@@ -144,10 +144,11 @@ sys.path.insert(0, "")"""
 
 def script(page: Page, address: str) -> str:
     """The page's code as one file that runs where only torch is installed."""
-    about = f"""The code of the page "{page.title}", in one file that needs only torch.
+    about = f"""The code of the page "{page.title}".
 
-From {address}{page.path}/, version {version("kl-divergence-in-rl")}.
-Import from here what the page imports from `snippets`."""
+From {address}{page.path}/, version {version("kl-divergence-in-rl")};
+one file that needs only torch.
+Import from it what the page imports from `snippets`."""
     return inlined(page.modules, f"snippets/{page.path}.py", about)
 
 

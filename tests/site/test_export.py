@@ -23,7 +23,7 @@ PAGES = sorted(
 # Runs the cells of every notebook in one process, each page in a folder of its own.
 # With "file", what a page imports of ours comes from its one Python file.
 RUN = """
-import contextlib, importlib.util, io, json, os, random, sys, traceback
+import contextlib, importlib.util, io, json, os, random, sys, traceback, types
 import torch
 left, ours, pages, way = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
 failed, home = {}, os.getcwd()
@@ -44,7 +44,11 @@ for page in pages:
             module = sys.modules["page_file"] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             assert not [name for name in sys.modules if name.startswith("snippets")]
-            sys.modules.update({name: module for name in ours})
+            for name in ours:  # a package, or a module, which is the one file
+                inside = any(other.startswith(f"{name}.") for other in ours)
+                sys.modules[name] = types.ModuleType(name) if inside else module
+                above, _, last = name.rpartition(".")
+                setattr(sys.modules.get(above), last, sys.modules[name]) if above else 0
             cells = cells[1:]  # the first writes the modules
         for cell in cells:
             out = io.StringIO()
