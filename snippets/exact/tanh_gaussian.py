@@ -16,7 +16,7 @@ from torch.special import log_ndtr, ndtr
 
 from snippets.exact.bregman import near_gap
 from snippets.exact.gaussian import check_dims, kl_gaussian
-from snippets.foundations.contract import nan_outside, widen
+from snippets.foundations.contract import widen
 
 
 def tanh_log_density(*, mean: Tensor, std: Tensor, before: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def tanh_log_density(*, mean: Tensor, std: Tensor, before: Tensor) -> Tensor:
     slope = 2 * (math.log(2) - before - softplus(-2 * before))
     log_density = (gaussian - slope).sum(-1)  # (*batch)
     # --8<-- [end:density]
-    return nan_outside(log_density, (std > 0).all(-1)).to(dtype)
+    return log_density.to(dtype)
 
 
 def kl_clipped_gaussian(
