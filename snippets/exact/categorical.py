@@ -40,12 +40,13 @@ def kl_divergence_logits(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     # --8<-- [start:core]
     log_p = logits_p.log_softmax(-1, wide)  # (*batch, actions)
     log_q = logits_q.log_softmax(-1, wide)
-    p = log_p.exp()
-    taken = p >= torch.finfo(wide).tiny
+    p, tiny = log_p.exp(), torch.finfo(wide).tiny
+    taken = p >= tiny
     x = (log_q - log_p).where(taken, 0.0)  # log r; 0 where P never goes
     usual = -(p * x).sum(-1)  # right gradient, but its value cancels
     # The value: each term is p (r - 1 - log r), and q where P never goes.
     p, x, q = p.detach(), x.detach(), log_q.detach().exp()
+    q = q.where(q >= tiny, 0.0)  # as rare as what P never takes: equal inputs give 0
     kl = torch.where(taken, p * (x.expm1() - x), q).sum(-1)
     kl = torch.where(kl.isinf(), usual, kl + (usual - usual.detach()))  # (*batch)
     # --8<-- [end:core]

@@ -316,3 +316,11 @@ def test_the_curvature_at_the_same_policy_is_the_fisher_information():
         lambda x: kl_divergence_logits(logits, x),
     ):
         assert_close(hessian(kl, logits), fisher)
+
+
+@pytest.mark.parametrize("rare", [-80.0, -88.0, -90.0, -100.0, -103.0, -110.0])
+def test_equal_logits_give_zero_however_rare_an_action(rare):
+    logits = tensor([0.0, rare, -1.0])
+    assert kl_divergence_logits(logits, logits) == 0
+    assert kl_divergence_logits(logits.double(), 8 * logits.double() / 8) == 0
+    assert kl_divergence_logits(logits, tensor([0.0, -inf, -1.0])) in (0, inf)
