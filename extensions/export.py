@@ -31,6 +31,7 @@ FIGURE = re.compile(
 )
 BOX = re.compile(r'^( *)(?:!!!|\?\?\?\+?|===) *(\w*) *(?:"(.*)")?$', re.MULTILINE)
 COLOUR = re.compile(r"^  (--kl-[a-z]+): (#[0-9a-f]+);", re.MULTILINE)
+LINK = re.compile(r"\]\((?!\w+:)([^)#]+)\.md(#[^)]*)?\)")
 INCLUDE = re.compile(r'--8<-- "snippets/([\w/]+)\.py')
 
 
@@ -119,14 +120,13 @@ def notebook(page: Page, address: str, colours: dict[str, str]) -> str:
         add("code", source, outputs=[], execution_count=None)
     for prose, block, printed in page.parts:
         if prose:
-            links = r"\]\((?!\w+:)([^)#]+)\.md(#[^)]*)?\)"
-            add("markdown", re.sub(links, elsewhere, prose))
+            add("markdown", LINK.sub(elsewhere, prose))
         if block and block.shown:
             said = {"output_type": "stream", "name": "stdout", "text": f"{printed}\n"}
             outputs = [said] if printed else []
             add("code", block.source, outputs=outputs, execution_count=None)
         elif block and printed:
-            add("markdown", _pictures(printed, colours))
+            add("markdown", LINK.sub(elsewhere, _pictures(printed, colours)))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     whole = {"cells": cells, "metadata": {"kernelspec": kernel}}
     return json.dumps(whole | {"nbformat": 4, "nbformat_minor": 5}, ensure_ascii=False)
