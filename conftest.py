@@ -1,17 +1,24 @@
-"""Lets pytest read a page as the site runs it: each block is a test."""
+"""Lets pytest read a page as the site runs it."""
 
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from pytest_markdown_docs._runners import DefaultRunner, register_runner
+from pytest_markdown_docs.definitions import FenceTestDefinition
+from pytest_markdown_docs.plugin import MarkdownDocstringCodeModule
 
-from extensions.pages import Block, front_matter, includes, read_blocks
-from extensions.sessions import BlockError, Session
+from extensions.pages import Block, front_matter, includes, parser, read_blocks
+from extensions.sessions import Session
 
+expand = includes(Path(__file__).parent)
+
+DOCS = Path(__file__).parent / "docs"
 collect_ignore = ["tests/site/pages"]  # pages that tests build
 
 settings.register_profile("shared machine", deadline=None)
@@ -25,58 +32,58 @@ def arguments_are_checked() -> None:
         distributions.Distribution.set_default_validate_args(True)
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Any:
-    """Pages are test files."""
-    return (
-        Page.from_parent(parent, path=file_path) if file_path.suffix == ".md" else None
-    )
+class PageParser(MarkdownIt):
+    """Gives pytest-markdown-docs the blocks that the site runs, and no others."""
+
+    def parse(self, src: str, env: Any = None) -> list[Token]:
+        """The page's fences, with includes expanded."""
+        blocks = {block.line: block for block in read_blocks(src, "page", expand)}
+        tokens = []
+        for token in parser().parse(src, env):
+            line = token.map[0] + 1 if token.map else 0
+            if token.type == "fence" and line in blocks:
+                token.info, token.content = "python", blocks[line].source + "\n"
+                tokens.append(token)
+        return tokens
 
 
-class Page(pytest.File):
-    """A page: the blocks that the site runs, and no others, once and in order."""
-
-    def collect(self) -> Iterator[pytest.Item]:
-        """One test for each block."""
-        self.file = os.path.relpath(self.path)
-        self.text = self.path.read_text("utf-8")
-        if self.file.startswith("docs"):
-            front_matter(self.text, self.file)
-        self.waiting: list[Block] = []
-        for number, block in enumerate(self.blocks(), 1):
-            name = f"[CodeFence#{number}][line:{block.line}]"
-            yield Code.from_parent(self, name=name, block=block)
-
-    def blocks(self) -> list[Block]:
-        """All of them."""
-        return read_blocks(self.text, self.file, includes(Path(__file__).parent))
+def pytest_markdown_docs_markdown_it() -> MarkdownIt:
+    """What pytest-markdown-docs parses pages with."""
+    return PageParser()
 
 
-class Code(pytest.Item):
-    """A block. When it is selected alone, those before it run first."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path) -> Any:
+    """Blocks live in pages: leave the docstrings of Python files alone."""
+    if file_path.is_relative_to(DOCS) and file_path.suffix == ".md":
+        front_matter(file_path.read_text("utf-8"), file_path.name)
+    collectors: Sequence[Any] = yield
+    docstrings = MarkdownDocstringCodeModule
+    return [c for c in collectors if not isinstance(c, docstrings)]
 
-    def __init__(self, block: Block, **more: Any) -> None:
-        """Wait."""
-        super().__init__(**more)
-        self.block, self.page = block, self.parent
 
-    def runtest(self) -> None:
+@register_runner(default=True)
+class PageRunner(DefaultRunner):
+    """Runs each block of a page once, in the page's own session.
+
+    When a block is selected alone, or blocks are spread over workers, those before
+    it run first.
+    """
+
+    def __init__(self) -> None:
+        """No page has been opened."""
+        self.pages: dict[Path, tuple[Session, list[Block]]] = {}
+
+    def runtest(
+        self, test: FenceTestDefinition, args: dict[str, Any], **_: Any
+    ) -> None:
         """Run the page up to this block."""
-        if self.block not in self.page.waiting:
-            self.page.waiting, self.page.session_ = (
-                self.page.blocks(),
-                Session(self.page.file),
-            )
-        while self.block in self.page.waiting:
-            self.page.session_.run(self.page.waiting.pop(0))
-
-    def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
-        """The traceback of the page, not that of pytest."""
-        return (
-            str(excinfo.value)
-            if excinfo.errisinstance(BlockError)
-            else super().repr_failure(excinfo)
-        )
-
-    def reportinfo(self) -> tuple[Path, int, str]:
-        """What a failure is called."""
-        return self.path, self.block.line, f"{self.page.file}:{self.block.line}"
+        path = test.source_path
+        _, waiting = self.pages.get(path, (None, []))
+        if test.start_line not in {block.line for block in waiting}:
+            blocks = read_blocks(path.read_text("utf-8"), str(path), expand)
+            self.pages[path] = Session(str(path)), blocks
+        session, waiting = self.pages[path]
+        while waiting and waiting[0].line <= test.start_line:
+            session.run(waiting[0])
+            del waiting[0]
