@@ -159,7 +159,7 @@ def test_extensions_import_nothing_of_ours():
 
 def test_the_machinery_can_be_read_in_one_sitting():
     files = [*(ROOT / "extensions").glob("*.py"), ROOT / "conftest.py"]
-    assert sum(len(file.read_text("utf-8").splitlines()) for file in files) < 1410
+    assert sum(len(file.read_text("utf-8").splitlines()) for file in files) < 1420
 
 
 @pytest.mark.parametrize(
