@@ -82,7 +82,9 @@ def read_blocks(text: str, name: str, expand: Expand) -> list[Block]:
 def includes(root: Path) -> Expand:
     """Replace `--8<--` lines as the site does, with the site's own preprocessor."""
     md = Markdown()
-    SnippetExtension(base_path=[str(root)], check_paths=True).extendMarkdown(md)
+    SnippetExtension(
+        base_path=[str(root)], check_paths=True, dedent_subsections=True
+    ).extendMarkdown(md)
     return md.preprocessors["snippet"].run
 
 
