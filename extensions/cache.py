@@ -21,7 +21,7 @@ FOLDER = Path(".cache/blocks")
 OFF = "KL_CACHE"  # set it to "off" to execute every block
 
 _DAYS = 30  # after which an entry that no build asked for is forgotten
-_VARIABLES = ("TORCH", "PYTHON", "OMP_", "MKL_", "CUDA", "LANG", "LC_", "TZ")
+_VARIABLES = ("TORCH", "PYTHON", "OMP_", "MKL_", "CUDA", "LANG", "LC_", "TZ", "SITE_")
 _HERE = Path(__file__).parent
 
 
