@@ -21,7 +21,7 @@ expand = includes(Path(__file__).parent)
 DOCS = Path(__file__).parent / "docs"
 collect_ignore = ["tests/site/pages"]  # pages that tests build
 
-settings.register_profile("shared machine", deadline=None)
+settings.register_profile("shared machine", deadline=None, derandomize=True)
 settings.load_profile("shared machine")
 
 
