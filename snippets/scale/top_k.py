@@ -33,17 +33,17 @@ def raw_head_kl(log_head_p: Tensor, log_head_q: Tensor) -> Tensor:
     """
     check_tensors(1, log_head_p=log_head_p, log_head_q=log_head_q)
     dtype, (log_p, log_q) = widen(log_head_p, log_head_q)
-    taken = log_p > -torch.inf
-    x = (log_p - log_q).where(taken, 0.0)
-    return (log_p.exp() * x).sum(-1).to(dtype)
+    p = log_p.exp()
+    x = (log_p - log_q).where(p >= torch.finfo(p.dtype).tiny, 0.0)
+    return (p * x).sum(-1).to(dtype)
 
 
 def generalised_head_kl(log_head_p: Tensor, log_head_q: Tensor) -> Tensor:
     """The non-negative terms of KL(P || Q) in nats that belong to the head.
 
     Each is `p log(p / q) - p + q`: never negative, and 0 where P and Q agree, so that
-    the sum is at most the KL. A word that P never takes adds what Q gives it. Half
-    precision is computed in float32 and rounded once.
+    the sum is at most the KL. A word that P never takes, or whose probability underflows
+    in P, adds what Q gives it. Half precision is computed in float32 and rounded once.
 
     Args:
         log_head_p: Log-probabilities of the head under P, `(*batch, head)`.
@@ -58,9 +58,10 @@ def generalised_head_kl(log_head_p: Tensor, log_head_q: Tensor) -> Tensor:
     check_tensors(1, log_head_p=log_head_p, log_head_q=log_head_q)
     dtype, (log_p, log_q) = widen(log_head_p, log_head_q)
     # --8<-- [start:generalised]
-    taken = log_p > -torch.inf
+    p, q, tiny = log_p.exp(), log_q.exp(), torch.finfo(log_p.dtype).tiny
+    taken = p >= tiny
     x = (log_q - log_p).where(taken, 0.0)
-    terms = torch.where(taken, log_p.exp() * exp_gap(x), log_q.exp())
+    terms = torch.where(taken, p * exp_gap(x), q.where(q >= tiny, 0.0))
     # --8<-- [end:generalised]
     return terms.sum(-1).to(dtype)
 

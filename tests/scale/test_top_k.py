@@ -155,3 +155,17 @@ def test_shapes_that_do_not_fit_are_refused_by_name():
         head_and_token_kl(head, head, token[:1], token[:1], one)
     with pytest.raises(ValueError, match="log_head_q"):
         bucket_kl(head, head[:, :1])
+
+
+@pytest.mark.parametrize("rare", [-90.0, -120.0, -inf])
+@pytest.mark.parametrize("other", [-0.1, -200.0, -inf])
+def test_a_word_that_underflows_in_p_is_as_good_as_never_taken(rare, other):
+    p = tensor([-0.1, rare], requires_grad=True)
+    q = tensor([-0.2, other], requires_grad=True)
+    alone = p[:1].detach(), q[:1].detach()
+    assert_close(raw_head_kl(p, q), raw_head_kl(*alone))
+    found = generalised_head_kl(p, q)
+    assert_close(found, generalised_head_kl(*alone) + q[1].detach().exp())
+    found.backward()
+    assert p.grad.isfinite().all()
+    assert q.grad.isfinite().all()
