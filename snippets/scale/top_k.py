@@ -42,8 +42,8 @@ def generalised_head_kl(log_head_p: Tensor, log_head_q: Tensor) -> Tensor:
     """The non-negative terms of KL(P || Q) in nats that belong to the head.
 
     Each is `p log(p / q) - p + q`: never negative, and 0 where P and Q agree, so that
-    the sum is at most the KL. A word that P never takes, or whose probability underflows
-    in P, adds what Q gives it. Half precision is computed in float32 and rounded once.
+    the sum is at most the KL. A word that P never takes, or that underflows in P, adds
+    what Q gives it. Half precision is computed in float32 and rounded once.
 
     Args:
         log_head_p: Log-probabilities of the head under P, `(*batch, head)`.
