@@ -8,6 +8,7 @@ import html
 import json
 import os
 import re
+import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Iterator
@@ -149,7 +150,7 @@ def script(page: Page, address: str) -> str:
 From {address}{page.path}/, version {version("kl-divergence-in-rl")};
 one file that needs only torch.
 Import from it what the page imports from `snippets`."""
-    return inlined(page.modules, f"snippets/{page.path}.py", about)
+    return inlined(page.modules, about)
 
 
 def _pictures(printed: str, colours: dict[str, str]) -> str:
@@ -163,14 +164,14 @@ def _pictures(printed: str, colours: dict[str, str]) -> str:
     return FIGURE.sub(image, printed)
 
 
-def _files(nav: list[object]) -> Iterator[str]:
-    """The pages of a nav, in its order."""
+def _sections(nav: list[Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The pages of a nav, in its order, each with the titles that it stands below."""
     for entry in nav:
-        if isinstance(entry, dict):
-            for below in entry.values():
-                yield from _files(below if isinstance(below, list) else [below])
-        else:
-            yield str(entry).removesuffix(".md")
+        for title, below in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            if isinstance(below, list):
+                yield from _sections(below, f"{above} · {title}".strip(" ·"))
+            else:
+                yield str(below).removesuffix(".md"), above
 
 
 def _link(site: Path, page: Page) -> None:
@@ -198,21 +199,28 @@ def main(site: Path) -> None:
     address = str(config["site_url"])
     css = Path("docs/assets/site.css").read_text("utf-8")
     colours = dict(reversed(COLOUR.findall(css)))  # the light scheme comes first
-    listing = [f"# {config['site_name']}", "", f"> {config['site_description']}", ""]
-    pages = [read_page(path) for path in _files(config["nav"])]
-    for page in pages:
+    listing = [f"# {config['site_name']}\n\n> {config['site_description']}\n"]
+    whole, files, last = [], [], ""
+    for path, section in _sections(config["nav"]):
+        page = read_page(path)
         forms = {"md": markdown(page), "ipynb": notebook(page, address, colours)}
         if page.modules:
             forms["py"] = script(page, address)
+            files.append(str(site / f"{path}.py"))
         for suffix, text in forms.items():
-            file = site / f"{page.path}.{suffix}"
+            file = site / f"{path}.{suffix}"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, "utf-8")
         _link(site, page)
-        listing.append(f"- [{page.title}]({address}{page.path}.md): {page.description}")
+        listing += [f"\n## {section}\n"] if section != last else []
+        listing.append(f"- [{page.title}]({address}{path}.md): {page.description}")
+        whole.append(forms["md"])
+        last = section
+    for rules in (["check", "--fix-only", "--select=I"], ["format"]):
+        ruff = [sys.executable, "-m", "ruff", *rules, "--isolated", "--quiet"]
+        subprocess.run([*ruff, *files], check=True)
     site.joinpath("llms.txt").write_text("\n".join(listing) + "\n", "utf-8")
-    whole = "\n\n".join(markdown(page) for page in pages)
-    site.joinpath("llms-full.txt").write_text(whole, "utf-8")
+    site.joinpath("llms-full.txt").write_text("\n\n".join(whole), "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import subprocess
 import sys
@@ -31,25 +32,25 @@ HIDDEN = {
 }
 
 # Runs the cells of every notebook in one process, each page in a folder of its own.
-# With "file", what a page imports of ours comes from its one Python file.
+# What a page imports of ours comes from its one Python file, if it has one.
 RUN = """
 import contextlib, importlib.util, io, json, os, random, sys, traceback, types
 import torch
-left, ours, pages, way = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
+left, ours, pages = sys.argv[1], *map(json.loads, sys.argv[2:])
 failed, home = {}, os.getcwd()
 for page in pages:
     for name in [name for name in sys.modules if name.split(".")[0] == "snippets"]:
         del sys.modules[name]
     cells = json.load(open(f"{left}/{page}.ipynb"))["cells"]
     cells = [cell for cell in cells if cell["cell_type"] == "code"]
-    paths, names = sys.path[:], {"__name__": "page"}
+    names = {"__name__": "page"}
     folder = os.path.join(home, page.replace("/", "_"))
     os.mkdir(folder)
     os.chdir(folder)
     random.seed(0)
     torch.set_rng_state(torch.Generator().get_state())
     try:
-        if way == "file" and os.path.exists(file := f"{left}/{page}.py"):
+        if os.path.exists(file := f"{left}/{page}.py"):
             spec = importlib.util.spec_from_file_location("page_file", file)
             module = sys.modules["page_file"] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
@@ -66,15 +67,35 @@ for page in pages:
                 exec(compile("".join(cell["source"]), page, "exec"), names)
             said = "".join(x["text"] for x in cell["outputs"])
             assert out.getvalue().rstrip() == said.rstrip(), (out.getvalue(), said)
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if name.startswith("snippets.") and file and way == "modules":
-                assert os.path.abspath(file).startswith(folder), file
     except BaseException:
         failed[page] = traceback.format_exc()[-1500:]
     os.chdir(home)
-    sys.path[:] = paths
 print("\\n" + json.dumps(failed))
+"""
+
+# Lets the first cell of every notebook write its modules, and imports each of them.
+WRITE = """
+import importlib, json, os, sys
+left, pages = sys.argv[1], json.loads(sys.argv[2])
+home, paths = os.getcwd(), sys.path[:]
+for page in pages:
+    for name in [name for name in sys.modules if name.split(".")[0] == "snippets"]:
+        del sys.modules[name]
+    sys.path[:] = paths
+    folder = os.path.join(home, "write_" + page.replace("/", "_"))
+    os.mkdir(folder)
+    os.chdir(folder)
+    cells = json.load(open(f"{left}/{page}.ipynb"))["cells"]
+    names = {}
+    exec([cell for cell in cells if cell["cell_type"] == "code"][0]["source"], names)
+    written = sorted(file for _, _, files in os.walk(folder) for file in files)
+    assert written, page
+    for above, _, files in os.walk("snippets"):
+        for file in files:
+            if file.endswith(".py"):
+                name = os.path.join(above, file)[:-3].replace(os.sep, ".")
+                found = importlib.import_module(name).__file__
+                assert os.path.abspath(found).startswith(folder), found
 """
 
 
@@ -87,32 +108,33 @@ def left(tmp_path_factory):
     return folder
 
 
-def failures(left, folder, way):
-    """What each page's cells said when they failed."""
+def alone(folder, program, *given):
+    """What a program prints where this repository is not to be found."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, *given],
+        cwd=folder,
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_every_notebook_prints_the_page_s_numbers_from_its_python_file(left, tmp_path):
     ours = {"snippets"}
     for path in (ROOT / "snippets").rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
         ours |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-    given = [str(left), json.dumps(sorted(ours)), json.dumps(PAGES), way]
-    command = [sys.executable, "-W", "ignore", "-c", RUN, *given]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    run = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.rsplit("\n", 2)[-2])
-
-
-def test_every_notebook_prints_the_page_s_numbers_without_this_repository(
-    left, tmp_path
-):
-    found = failures(left, tmp_path, "modules")
+    given = str(left), json.dumps(sorted(ours)), json.dumps(PAGES)
+    found = json.loads(alone(tmp_path, RUN, *given).rsplit("\n", 2)[-2])
     assert found.keys() <= HIDDEN, found
 
 
-def test_every_python_file_gives_the_page_s_numbers_alone(left, tmp_path):
-    found = failures(left, tmp_path, "file")
-    assert found.keys() <= HIDDEN, found
+def test_a_notebook_writes_all_modules_that_it_needs(left, tmp_path):
+    pages = [page for page in PAGES if (left / f"{page}.py").exists()]
+    assert len(pages) > 50
+    alone(tmp_path, WRITE, str(left), json.dumps(pages))
 
 
 def test_a_notebook_runs_in_jupyter(left, tmp_path):
@@ -229,31 +251,33 @@ def test_a_block_that_fails_stops_the_export(project, monkeypatch):
         read_page("index")
 
 
-A = "def _check(x: int) -> int:\n    return x\n\n\nclass Row:\n    pass\n"
-B = "from snippets.a import _check as other, Row\n\n\ndef _check() -> object:\n"
-B += "    return other(Row() and 1)\n"
+A = "def check(x: int) -> int:\n    return x\n\n\nROWS = 2\n"
+B = "import math\n\nfrom snippets.a import check, ROWS\n\n\ndef rows() -> float:\n"
+B += "    # --8<-- [start:core]\n    return check(ROWS) * math.pi\n"
+B += "    # --8<-- [end:core]\n"
 
 
-def test_a_name_of_two_modules_is_renamed_where_it_is_not_the_page_s():
-    text = inlined({"snippets/a.py": A, "snippets/b.py": B}, "snippets/b.py", "About.")
+def test_two_modules_are_one_file():
+    text = inlined({"snippets/a.py": A, "snippets/b.py": B}, "About.")
     names: dict[str, object] = {}
     exec(text, names)
-    assert names["_check"]() == 1
-    assert "_check_a" in names
+    assert names["rows"]() == 2 * math.pi
+    assert names["__doc__"] == "About.\n"
+    assert "8<--" not in text
+    assert "snippets" not in text
 
 
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
         (A, "from snippets import a\n", "import names, not a"),
+        (A, "from snippets.a import check as seen\n", "import names, not check"),
+        (A, "import snippets.a\n", "import names, not snippets.a"),
+        (A, "ROWS = 3\n", "ROWS is another thing in snippets/a.py"),
+        (A, "def check() -> None: ...\n", "check is another thing in snippets/a.py"),
         ("from math import exp\n", "from torch import exp\n", "exp is another thing"),
-        (
-            "def f(g: int) -> int:\n    return g\n\n\ndef g() -> None: ...\n",
-            "def g() -> None: ...\n",
-            "g is also the name of an argument",
-        ),
     ],
 )
 def test_what_cannot_be_one_file_is_refused(first, second, reason):
     with pytest.raises(ValueError, match=reason):
-        inlined({"snippets/a.py": first, "snippets/b.py": second}, "snippets/b.py", "")
+        inlined({"snippets/a.py": first, "snippets/b.py": second}, "")
