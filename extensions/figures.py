@@ -4,10 +4,12 @@ Colours are the custom properties of `docs/assets/site.css`. They pass through i
 the SVG, so one drawing follows the light and the dark scheme.
 """
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from itertools import product
 from textwrap import wrap
 from typing import Any
 
@@ -57,12 +59,16 @@ _CONFIG = {
 }
 
 
-def figure(chart: alt.TopLevelMixin, description: str) -> str:
+def figure(
+    chart: alt.TopLevelMixin, description: str, says: Callable[..., str] | None = None
+) -> str:
     """An HTML figure that shows a chart, with a description for who cannot see it.
 
     Args:
-        chart: Any Altair chart. Its title says the finding.
+        chart: Any Altair chart. Its title says the finding. A parameter that is bound
+            to options is a control: a slider for "radio", a list for "select".
         description: What the chart shows, in a sentence or two.
+        says: The numbers of a setting in words, from the values of the parameters.
 
     Raises:
         ValueError: If the chart has no title, or the description is empty.
@@ -73,12 +79,51 @@ def figure(chart: alt.TopLevelMixin, description: str) -> str:
     if not description.strip():
         raise ValueError("a figure needs a description")
     spec["config"] = _CONFIG
-    svg = draw(spec)
-    # One picture with one description: its marks are not pictures of their own.
-    svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", svg)
+    spec["title"] = _wrapped(spec["title"])
+    controls = _controls(spec, says) if says else ""
     label = escape(description, quote=True)
+    # One picture with one description: its marks are not pictures of their own.
+    svg = re.sub(r' (?:role|aria-[a-z]+)="[^"]*"', "", draw(spec))
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-    return f'<figure class="kl-figure" data-search-exclude>{svg}</figure>'
+    return f'<figure class="kl-figure" data-search-exclude>{svg}{controls}</figure>'
+
+
+def _wrapped(title: Any) -> Any:
+    """A title, and its subtitle, in lines that a phone shows."""
+    if isinstance(title, dict):
+        words = {"text", "subtitle"}
+        return {k: _wrapped(x) if k in words else x for k, x in title.items()}
+    texts = [title] if isinstance(title, str) else title
+    return [line for text in texts for line in wrap(text, 42)]
+
+
+def _controls(spec: dict[str, Any], says: Callable[..., str]) -> str:
+    """The controls of a chart, what it says, and what `moving.js` needs of it."""
+    html, moves, start = "", [], [parameter["value"] for parameter in spec["params"]]
+    for parameter, value in zip(spec["params"], start, strict=True):
+        bind = parameter.pop("bind")
+        labels = [str(x) for x in bind.get("labels") or bind["options"]]
+        moves.append((parameter["name"], bind["options"], labels))
+        at = bind["options"].index(value)
+        control = (
+            f'<input type="range" max="{len(labels) - 1}" value="{at}"'
+            f' aria-valuetext="{labels[at]}"></label><output aria-live="off">'
+            f"{labels[at]}</output>"
+        )
+        if bind["input"] == "select":
+            shown = [f"<option>{x}</option>" for x in labels]
+            shown[at] = shown[at].replace(">", " selected>", 1)
+            control = f"<select>{''.join(shown)}</select></label>"
+        html += f"<p><label>{bind['name']} {control}</p>"
+    texts = [says(*setting) for setting in product(*(move[1] for move in moves))]
+    data = {"moves": moves, "says": texts, "spec": spec}
+    known = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    known = known.replace("<", r"\u003c")
+    return (
+        f'<div class="kl-moves">{html}</div>'
+        f'<output class="kl-says">{escape(says(*start))}</output>'
+        f'<script type="application/json">{known}</script>'
+    )
 
 
 def lines(
