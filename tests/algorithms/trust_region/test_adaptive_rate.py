@@ -46,6 +46,15 @@ def test_it_moves_by_half_as_much_again():
     assert adapt_rate(1e-3, inf, 0.01, 1e-5, 1e-2) == 1e-3 / 1.5
 
 
+def test_the_band_is_what_is_left_alone():
+    def moved(kl):
+        return adapt_rate(1e-3, kl, 0.01, 1e-5, 1e-2, band=4.0) / 1e-3
+
+    assert [moved(kl) for kl in (0.041, 0.039, 0.0026, 0.0024)] == [1 / 1.5, 1, 1, 1.5]
+    with pytest.raises(ValueError, match="must be at least 1"):
+        adapt_rate(1e-3, 0.01, 0.01, 1e-5, 1e-2, band=0.5)
+
+
 @pytest.mark.parametrize("kl", [0.0, -1e-9, -0.045])
 def test_nothing_moved_changes_nothing(kl):
     assert adapt_rate(1e-3, kl, 0.01, 1e-5, 1e-2) == 1e-3
