@@ -62,6 +62,19 @@ def mathml(tex: str, display: bool) -> Element:
     return math
 
 
+def _breakable(math: Element) -> list[Element]:
+    """An inline formula in parts: a line may end after each of its relations."""
+    parts, depth = [Element("math", math.attrib)], 0
+    for node in math:
+        parts[-1].append(node)
+        text = node.text or " "
+        depth += (text in "([{") - (text in ")]}")
+        if text in "=≈≠≡≤≥<>→⇒∝" and depth == 0:
+            node.set("form", "infix")
+            parts.append(Element("math", math.attrib))
+    return parts
+
+
 class Formulas(Treeprocessor):
     """Replaces what Arithmatex marked."""
 
@@ -78,7 +91,7 @@ class Formulas(Treeprocessor):
                     where = place(self.md, f"${tex}$", tex)
                     raise PageError(f"{where}: the formula {tex!r}: {error}") from error
                 node.text = None
-                node.append(math)
+                node.extend([math] if display else _breakable(math))
                 if display:  # wide formulas scroll inside themselves, by keyboard too
                     named = {"role": "group", "aria-label": "Formula"}
                     node.attrib |= {"tabindex": "0", "data-search-exclude": ""} | named

@@ -29,7 +29,7 @@ def test_every_formula_becomes_one_element(stress):
     formulas = re.sub(r"```.*?```", "", STRESS, flags=re.DOTALL)
     formulas = re.findall(r"\$\$.+?\$\$|\$(?!5|10).+?\$", formulas, re.DOTALL)
     # One stands in a heading of the contents beside the page, and in a tab's label.
-    assert stress.article().count("<math") == len(formulas)
+    assert stress.article().count('class="arithmatex"') == len(formulas)
 
 
 def test_no_tex_is_left(stress):
@@ -83,6 +83,13 @@ def test_every_character_of_a_formula_is_in_the_font(stress):
 
 def test_a_character_that_the_font_lacks_is_noticed():
     assert ord(set(characters("<math><mi>ж</mi></math>")).pop()) not in FONT
+
+
+def test_a_line_may_end_after_a_relation_of_an_inline_formula(project):
+    text = "# Page\n\nHere $P(x = 1) = 2 < 3$ and\n\n$$\nx = 1\n$$\n"
+    spans = re.findall(r"<math.*?</math>", project.build(text).article())
+    parts = ["".join(re.sub(r"<[^>]*>", "", span).split()) for span in spans]
+    assert parts == ["P(x=1)=", "2&lt;", "3", "x=1"]
 
 
 def test_wide_formulas_can_be_scrolled_by_keyboard(stress):
