@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import inf, nan, tensor
 from torch.testing import assert_close
@@ -60,6 +60,7 @@ def test_without_penalty_the_mean_is_the_surrogate(old, new):
     assert_close(mean_loss(old, new, 0.0), -expected, atol=1e-12, rtol=1e-7)
 
 
+@settings(max_examples=15)  # each is a hundred steps
 @given(POLICIES, st.floats(0.5, 5))
 def test_descent_stops_sooner_with_a_larger_penalty(old, beta):
     states, moved = occupancy(PROBLEM, old.softmax(-1)), []
