@@ -6,6 +6,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
 from snippets.exact.gaussian import kl_gaussian
+from tests.peers.records import assert_default, assert_exact, gaussians, options_of
 
 pytest.importorskip("sb3_contrib", minversion="2.9")
 import gymnasium
@@ -90,3 +91,20 @@ def test_the_new_policy_comes_first(monkeypatch):
 
 def test_the_limit_is_a_hundredth():
     assert TRPO("MlpPolicy", Reach(1), device="cpu").target_kl == LIMIT
+
+
+def test_what_it_limits_is_that_of_the_record(monkeypatch):
+    _, calls = update(2, monkeypatch)
+    given, actors = gaussians(), {}
+    for name, (mean, std) in given.items():
+        actors[name] = distributions.DiagGaussianDistribution(3)
+        actors[name].proba_distribution(mean, std.log())
+    # It passes the policy whose gradient flows first.
+    order = ("new", "old") if calls[0][2][0] else ("old", "new")
+    found = distributions.kl_divergence(*(actors[name] for name in order)).mean()
+    assert_exact("sb3-trpo", found, given)
+
+
+@pytest.mark.parametrize("name", options_of("sb3-contrib"))
+def test_the_defaults_are_those_of_the_record(name):
+    assert_default(name)

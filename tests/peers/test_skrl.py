@@ -11,6 +11,15 @@ from torch.distributions import kl_divergence as exact
 from torch.testing import assert_close
 
 from snippets.algorithms.trust_region.adaptive_rate import adapt_rate
+from tests.peers.records import (
+    MASK,
+    assert_default,
+    assert_estimate,
+    assert_exact,
+    assigned,
+    gaussians,
+    options_of,
+)
 
 pytest.importorskip("skrl", minversion="2.1")
 from skrl.agents.torch.ppo import PPO, PPO_CFG
@@ -74,3 +83,23 @@ def test_the_stop_leaves_one_epoch_and_not_the_update():
     stops = [node for node in ast.walk(epochs) if isinstance(node, ast.Break)]
     assert stops == [node for node in ast.walk(inner) if isinstance(node, ast.Break)]
     assert len(stops) == 1
+
+
+def test_the_early_stop_reads_the_estimate_of_the_record():
+    def call(new, old, ref):  # noqa: ARG001
+        seen = {"next_log_prob": new[MASK].detach(), "sampled_log_prob": old[MASK]}
+        return assigned(PPO.update, "ratio", "kl_divergence", **seen)["kl_divergence"]
+
+    assert_estimate("skrl-ppo", call)
+
+
+def test_trpo_is_that_of_the_record():
+    given = gaussians()
+    old, new = (Fixed(mean, std.log()) for mean, std in given.values())
+    found = kl_divergence(policy_1=old, policy_2=new, observations=None, states=None)
+    assert_exact("skrl-trpo", found, given)
+
+
+@pytest.mark.parametrize("name", options_of("skrl"))
+def test_the_defaults_are_those_of_the_record(name):
+    assert_default(name)

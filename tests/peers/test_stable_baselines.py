@@ -1,12 +1,20 @@
 """What Stable-Baselines3 estimates and stops on: the statements of the pages."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from snippets.estimate.estimators import k3
+from tests.peers.records import (
+    MASK,
+    assert_default,
+    assert_estimate,
+    assigned,
+    options_of,
+)
 
 pytest.importorskip("stable_baselines3", minversion="2.9")
 import gymnasium
@@ -110,3 +118,18 @@ def test_sacs_target_is_minus_the_dimensions_and_its_temperature_starts_at_one(d
     model = SAC("MlpPolicy", Still(), buffer_size=10, device="cpu")
     assert model.target_entropy == -dims
     assert model.log_ent_coef.exp().item() == 1
+
+
+def test_the_early_stop_reads_the_estimate_of_the_record():
+    def call(new, old, ref):  # noqa: ARG001
+        batch = SimpleNamespace(old_log_prob=old[MASK])
+        seen = {"log_prob": new[MASK].detach(), "rollout_data": batch}
+        found = assigned(PPO.train, "log_ratio", "approx_kl_div", **seen)
+        return torch.as_tensor(found["approx_kl_div"])
+
+    assert_estimate("sb3-ppo", call)
+
+
+@pytest.mark.parametrize("name", options_of("Stable-Baselines3"))
+def test_the_defaults_are_those_of_the_record(name):
+    assert_default(name)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from tests.peers.records import OPTIONS, assert_default, options_of, sides
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its dependencies warn while they are imported
     pytest.importorskip("tianshou", minversion="2.0.1")
@@ -67,3 +69,23 @@ def test_defaults():
 def test_the_natural_gradient_is_damped_by_a_tenth():
     source = inspect.getsource(NPG.__init__)
     assert "self._damping = 0.1" in source
+
+
+def test_its_trpo_compares_the_policies_of_the_record(monkeypatch):
+    flows = []
+
+    def watched(p, q):
+        flows.append({"new": p.mean.requires_grad, "old": q.mean.requires_grad})
+        return kl_divergence(p, q)
+
+    monkeypatch.setattr("tianshou.algorithm.modelfree.npg.kl_divergence", watched)
+    monkeypatch.setattr("tianshou.algorithm.modelfree.trpo.kl_divergence", watched)
+    joint_divergence(lambda normal: Independent(normal, 1), 2)
+    # Only the new policy has a gradient, and only where one is taken.
+    p, q = (flows[0]["new"], flows[0]["old"])
+    assert sides(OPTIONS["tianshou-trpo"], new=True, old=False) == (p, q)
+
+
+@pytest.mark.parametrize("name", options_of("Tianshou"))
+def test_the_defaults_are_those_of_the_record(name):
+    assert_default(name)

@@ -1,10 +1,20 @@
 """What TorchRL's KL penalty does: the statements of the page on PPO with a penalty."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from snippets.algorithms.trust_region.adaptive_rate import adapt_rate
+from tests.peers.records import (
+    MASK,
+    OPTIONS,
+    assert_default,
+    assert_estimate,
+    options_of,
+    sides,
+)
 
 pytest.importorskip("torchrl", minversion="0.14")
 from tensordict import TensorDict
@@ -17,6 +27,7 @@ from tensordict.nn import (
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torchrl.objectives import KLAdaptiveLR, KLPENPPOLoss
+from torchrl.objectives.llm import GRPOLoss
 
 
 class Joint(Independent):
@@ -46,7 +57,8 @@ def loss_and_batch(shift):
     batch["advantage"] = torch.zeros(16, 1)
     batch["value_target"] = torch.zeros(16, 1)
     loss = KLPENPPOLoss(actor, critic, entropy_bonus=False)
-    return loss, batch, kl_divergence(old, Joint(*new))
+    p, q = sides(OPTIONS["torchrl-penalty"], old=old, new=Joint(*new))
+    return loss, batch, kl_divergence(p, q)
 
 
 def test_the_penalty_is_added_to_the_loss():
@@ -82,3 +94,17 @@ def test_its_schedule_of_the_learning_rate_is_ours(kl, rate):
     KLAdaptiveLR(optimiser, target_kl=0.01).step(kl)
     expected = adapt_rate(rate, kl, target=0.01, lowest=1e-5, highest=1e-2)
     assert optimiser.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-15)
+
+
+def test_value_and_gradient_are_those_of_the_record():
+    def call(new, old, ref):  # noqa: ARG001
+        batch = TensorDict({"_cur_log_prob": new}, [4])
+        loss = SimpleNamespace(kl_to_ref_coeff=1.0)
+        return GRPOLoss._kl_to_ref(loss, batch, ref_log_prob=ref, mask=MASK)[0]
+
+    assert_estimate("torchrl-grpo", call)
+
+
+@pytest.mark.parametrize("name", options_of("TorchRL"))
+def test_the_defaults_are_those_of_the_record(name):
+    assert_default(name)

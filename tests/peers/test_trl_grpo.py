@@ -24,6 +24,7 @@ from snippets.estimate.sequences import (
     seq_mean_token_sum,
     token_mean,
 )
+from tests.peers.records import assert_default, assert_estimate, options_of
 
 pytest.importorskip("trl", minversion="1.16")
 from trl import GRPOConfig, GRPOTrainer
@@ -178,3 +179,19 @@ def test_what_the_pages_say_of_the_defaults():
     assert defaults["importance_sampling_level"] == "token"
     assert defaults["epsilon"] == 0.2
     assert defaults["epsilon_high"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "corrected"), [("trl-grpo", True), ("trl-grpo-plain", False)]
+)
+def test_value_and_gradient_are_those_of_the_record(name, corrected):
+    def call(new, old, ref):
+        tokens, still = (new, old, ref), torch.zeros(4)
+        return trl_loss(tokens, 1.0, corrected, kind="dapo", advantages=still)
+
+    assert_estimate(name, call)
+
+
+@pytest.mark.parametrize("name", options_of("TRL"))
+def test_the_defaults_are_those_of_the_record(name):
+    assert_default(name)
