@@ -31,6 +31,7 @@ NUMBERS: dict[str, Any] = {
     "actions": 4, "steps": 3, "axis": -1, "iterations": 3, "tries": 4, "target": 0.01,
     "divergence": 0.02, "rate": 1e-3, "lowest": 1e-5, "highest": 1e-2, "horizon": 100,
     "completions": 8, "chunk": 2, "seed": 0, "link": torch.tanh, "eta": 0.7,
+    "floor": 0.5, "ranks": 2,
 }  # fmt: skip
 CHOICES = {"choices": [1, 3]}
 
