@@ -23,7 +23,14 @@ from markdown_exec import MarkdownConverter
 from pymdownx.superfences import highlight_validator
 
 from extensions.cache import Cache
-from extensions.pages import PageError, front_matter, locate, page_file, read_blocks
+from extensions.pages import (
+    PageError,
+    front_matter,
+    includes,
+    locate,
+    page_file,
+    read_blocks,
+)
 from extensions.sessions import Session
 
 SERVING = sys.argv[1:2] == ["serve"]  # mistakes are shown where they are
@@ -63,8 +70,7 @@ class Page:
         try:
             if not self.name.endswith(".md"):
                 raise self.error("the tests read only files that are named .md")
-            expand = self.md.preprocessors["snippet"].run
-            self._blocks = read_blocks(self.text, self.name, expand)
+            self._blocks = read_blocks(self.text, self.name, includes(Path()))
             html = convert(text)
             self._check(html)
             return html

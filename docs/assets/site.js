@@ -11,4 +11,13 @@ new MutationObserver(() => {
   for (const box of document.querySelectorAll(scrolling)) {
     box.setAttribute("tabindex", "0");
   }
+  // The first use of a word of the glossary can be focused, which shows its meaning.
+  const told = new Set();
+  for (const word of document.querySelectorAll("article abbr")) {
+    const term = word.textContent;
+    if (term === "P" || term === "Q") word.classList.add(`kl-${term.toLowerCase()}`);
+    if (told.has(term) || word.closest("a, h1, h2, h3, summary, label, button")) continue;
+    told.add(term);
+    if (!word.hasAttribute("tabindex")) word.setAttribute("tabindex", "0");
+  }
 }).observe(document.documentElement, { childList: true, subtree: true });
