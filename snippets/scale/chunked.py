@@ -4,7 +4,7 @@ Source: the chain rule of the KL (Cover and Thomas, 2nd ed., theorem 2.5.3), wit
 chunk of a token as the first choice, and the token in its chunk as the second.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.foundations.contract import check_floating, check_positive, widen
 
-ROWS = 256  # tokens at a time: a chunk of their logits stays near the processor
+ROWS, WORDS = 256, 1024  # of a tile of logits, which stays near the processor
+FAR = 40.0  # in nats: exp(-FAR) is rounded away beside 1, in float64 too
 
 
 def chunked_kl(
@@ -48,10 +49,52 @@ def chunked_kl(
     """
     _check_heads(hidden_p, weight_p, hidden_q, weight_q)
     check_positive(chunk=chunk)
-    dtype, _ = widen(hidden_p, weight_p, hidden_q, weight_q)
-    tokens = [x.reshape(-1, x.shape[-1]) for x in (hidden_p, hidden_q)]
-    kl, _, _ = _apply(tokens[0], weight_p, tokens[1], weight_q, chunk)
+    dtype, given = _flat(hidden_p, weight_p, hidden_q, weight_q)
+    kl, _, _ = _apply(*given, chunk)
     return kl.reshape(hidden_p.shape[:-1]).to(dtype)
+
+
+def chunked_kl_sum(
+    hidden_p: Tensor,
+    weight_p: Tensor,
+    hidden_q: Tensor,
+    weight_q: Tensor,
+    token_weights: Tensor,
+    *,
+    chunk: int = 128,
+) -> Tensor:
+    """The weighted sum over tokens of what `chunked_kl` returns, as a loss needs it.
+
+    The weights are known before the gradient, so that it is made in the forward pass,
+    and nothing is computed twice. A mean has weights of one over the number of tokens.
+    At hand are all logits of some tokens; slopes are added up in float32 or wider. In
+    nats. There is no second derivative.
+
+    Args:
+        hidden_p: Last hidden states of P, `(*batch, dims)`.
+        weight_p: Output weights of P, `(vocab, dims)`.
+        hidden_q: Last hidden states of Q, `(*batch, features)`.
+        weight_q: Output weights of Q, `(vocab, features)`.
+        token_weights: What each token counts for, `(*batch)`.
+        chunk: How many tokens are at hand at a time.
+
+    Returns:
+        One number, `()`. Gradients flow to all five.
+
+    Raises:
+        ValueError: If shapes do not fit, or a tensor is not floating point.
+    """
+    _check_heads(hidden_p, weight_p, hidden_q, weight_q)
+    check_positive(chunk=chunk)
+    check_floating(token_weights=token_weights)
+    if token_weights.shape != hidden_p.shape[:-1]:
+        shapes = f"token_weights is {[*token_weights.shape]}"
+        raise ValueError(f"{shapes}, hidden_p is {[*hidden_p.shape]}")
+    dtype, given = _flat(hidden_p, weight_p, hidden_q, weight_q)
+    wanted = tuple(torch.is_grad_enabled() and x.requires_grad for x in given)
+    weights = token_weights.reshape(-1).to(given[0].dtype)
+    total, *_ = _apply_sum(*given, weights, chunk, wanted)
+    return total.to(dtype)
 
 
 def log_prob_and_kl(
@@ -86,11 +129,12 @@ def log_prob_and_kl(
     check_positive(chunk=chunk)
     if tokens.shape != hidden_p.shape[:-1]:
         raise ValueError(f"tokens is {[*tokens.shape]}, hidden_p {[*hidden_p.shape]}")
-    dtype, (hidden, rows) = widen(hidden_p, weight_p[tokens])
-    rest = [x.reshape(-1, x.shape[-1]) for x in (hidden_p, hidden_q)]
-    kl, total, _ = _apply(rest[0], weight_p, rest[1], weight_q, chunk)
-    total, kl = (x.reshape(tokens.shape) for x in (total, kl))
-    return ((hidden * rows).sum(-1) - total).to(dtype), kl.to(dtype)
+    dtype, given = _flat(hidden_p, weight_p, hidden_q, weight_q)
+    kl, total, _ = _apply(*given, chunk)
+    rows = weight_p[tokens.reshape(-1)].to(total.dtype)
+    log_probs = (given[0] * rows).sum(-1) - total
+    shape = tokens.shape
+    return log_probs.reshape(shape).to(dtype), kl.reshape(shape).to(dtype)
 
 
 def kl_in_rows(logits_p: Tensor, logits_q: Tensor, *, chunk: int = 256) -> Tensor:
@@ -146,8 +190,108 @@ def _check_heads(
         raise ValueError(words)
 
 
+def _flat(
+    hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor
+) -> tuple[torch.dtype, list[Tensor]]:
+    """The dtype of the result, and the four: hidden states wide, in one batch."""
+    dtype, wide = widen(hidden_p, weight_p[:0], hidden_q, weight_q[:0])
+    hidden_p, hidden_q = (x.reshape(-1, x.shape[-1]) for x in (wide[0], wide[2]))
+    return dtype, [hidden_p, weight_p, hidden_q, weight_q]
+
+
+def _stretches(x: Tensor, size: int) -> list[slice]:
+    """The rows of a tensor, so many at a time."""
+    return [slice(first, first + size) for first in range(0, len(x), size)]
+
+
+def _wide(given: Sequence[Tensor], words: slice) -> list[Tensor]:
+    """The output weights of some words, of P and of Q, like the hidden states."""
+    return [weight[words].to(given[0].dtype) for weight in (given[1], given[3])]
+
+
+def _logits(
+    given: Sequence[Tensor], rows: slice, here: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A tile of logits of P and of Q: some tokens, some words."""
+    return given[0][rows] @ here[0].T, given[2][rows] @ here[1].T
+
+
+def _within(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Log-sum-exp of P and of Q over a tile of finite logits, and the KL within it."""
+    # --8<-- [start:within]
+    tops = [z.amax(-1, keepdim=True) for z in (logits_p, logits_q)]
+    p, q = (logits_p - tops[0]).exp_(), (logits_q - tops[1]).exp_()
+    sums = [e.sum(-1, keepdim=True) for e in (p, q)]
+    of_p, of_q = (top + e.log() for top, e in zip(tops, sums, strict=True))
+    x = (logits_q - logits_p).add_(of_p - of_q)  # log r within the tile
+    near = x.clamp(max=FAR)  # farther away exp(x) would overflow: see `rest`
+    gap = near.expm1().sub_(x)  # times p: r - 1 - log r, never negative
+    rest = near.sub_(x).expm1_()  # times -q: what exp(near) lacks, 0 if x <= FAR
+    kl = gap.mul_(p).sum(-1) / sums[0][..., 0] - rest.mul_(q).sum(-1) / sums[1][..., 0]
+    # --8<-- [end:within]
+    return torch.stack([of_p[..., 0], of_q[..., 0], kl])
+
+
+def _joined(parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The KL per token, and both log-sum-exps, from those of all chunks of words."""
+    # --8<-- [start:core]
+    of_p, of_q, kls = torch.stack(parts, -1)  # (tokens, chunks) each
+    kl = kl_divergence_logits(of_p, of_q) + (of_p.softmax(-1) * kls).sum(-1)
+    # --8<-- [end:core]
+    return kl, of_p.logsumexp(-1), of_q.logsumexp(-1)
+
+
+def _in_logits(
+    p: Tensor, q: Tensor, numbers: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The slopes in a tile of logits of P and of Q."""
+    kl, total_p, total_q, of_kl, of_total = numbers
+    slope_p = slope_q = None
+    # --8<-- [start:slopes]
+    if any(wanted[:2]):
+        constant = of_total - of_kl * (total_p - total_q + kl)
+        slope_p = (p - q) * of_kl + constant
+    chance = (p - total_p).exp_()
+    if slope_p is not None:
+        slope_p = slope_p.mul_(chance)
+    if any(wanted[2:4]):
+        slope_q = ((q - total_q).exp_() - chance) * of_kl
+    # --8<-- [end:slopes]
+    return [slope_p, slope_q]
+
+
+class _Slopes:
+    """The slopes in the two hidden states and the two output weights, added up."""
+
+    def __init__(self, given: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        self.given, self.wanted = given, wanted
+        self.found: list[Tensor | None] = [None] * 4
+
+    def add(self, k: int, where: slice, part: Tensor) -> None:
+        """Add to a stretch of one of the four, which begins with zeros like this."""
+        total = self.found[k]
+        if total is None:
+            total = self.found[k] = part.new_zeros(self.given[k].shape)
+        total[where].add_(part)
+
+    def through(
+        self, pair: list[Tensor | None], rows: slice, words: slice, here: list[Tensor]
+    ) -> None:
+        """Take the slopes in a tile of logits back through both heads."""
+        for k, slope in enumerate(pair):
+            if slope is not None and self.wanted[2 * k]:
+                self.add(2 * k, rows, slope @ here[k])
+            if slope is not None and self.wanted[2 * k + 1]:
+                self.add(2 * k + 1, words, slope.T @ self.given[2 * k][rows])
+
+    def rounded(self) -> list[Tensor | None]:
+        """The four, each in its own type."""
+        pairs = zip(self.found, self.given, strict=True)
+        return [None if x is None else x.to(given.dtype) for x, given in pairs]
+
+
 class _Chunks(torch.autograd.Function):
-    """The KL, and the log-sum-exp of P and of Q, with a chunk of logits at a time."""
+    """The KL, and the log-sum-exp of P and of Q, with a chunk of words at a time."""
 
     generate_vmap_rule = True
 
@@ -159,21 +303,17 @@ class _Chunks(torch.autograd.Function):
         weight_q: Tensor,
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Both steps of the chain rule: which chunk, and which token in it."""
-        found = []
-        for tokens_p, tokens_q in _together(hidden_p, hidden_q, ROWS):
-            # --8<-- [start:core]
-            parts = []
-            for words_p, words_q in _together(weight_p, weight_q, chunk):
-                p, q = _logits(tokens_p, words_p), _logits(tokens_q, words_q)
-                of_p, of_q = p.logsumexp(-1), q.logsumexp(-1)
-                parts.append(torch.stack([of_p, of_q, kl_divergence_logits(p, q)]))
-            of_p, of_q, kls = torch.stack(parts, -1)  # (tokens, chunks) each
-            kl = kl_divergence_logits(of_p, of_q) + (of_p.softmax(-1) * kls).sum(-1)
-            # --8<-- [end:core]
-            found.append(torch.stack([kl, of_p.logsumexp(-1), of_q.logsumexp(-1)]))
-        kl, total_p, total_q = torch.cat(found, -1)
-        return kl.clone(), total_p.clone(), total_q.clone()
+        """Three numbers per token from each chunk, joined at the end."""
+        given, parts = (hidden_p, weight_p, hidden_q, weight_q), []
+        # --8<-- [start:walk]
+        for words in _stretches(weight_p, chunk):
+            here = _wide(given, words)
+            rows = _stretches(hidden_p, ROWS)
+            parts.append(
+                torch.cat([_within(*_logits(given, r, here)) for r in rows], -1)
+            )
+        # --8<-- [end:walk]
+        return _joined(parts)
 
     @staticmethod
     def setup_context(
@@ -189,74 +329,75 @@ class _Chunks(torch.autograd.Function):
     def backward(
         ctx: Any, of_kl: Tensor, of_total: Tensor, _: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The slope in the logits of a chunk, computed again, and through the heads."""
+        """The slopes in the logits of a chunk, computed again, through the heads."""
         *given, kl, total_p, total_q = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        heads = [
-            _Head(given[0], given[1], wanted[:2]),
-            _Head(given[2], given[3], wanted[2:4]),
-        ]
         numbers = torch.stack([kl, total_p, total_q, of_kl, of_total]).unsqueeze(-1)
-        for first in range(0, len(given[1]), ctx.chunk):
-            for head in heads:
-                head.at(slice(first, first + ctx.chunk))
-            for row in range(0, len(given[0]), ROWS):
-                rows = slice(row, row + ROWS)
-                kl, total_p, total_q, of_kl, of_total = numbers[:, rows]
-                log_p = heads[0].logits(rows) - total_p
-                log_q = heads[1].logits(rows) - total_q
-                p = log_p.exp()
-                heads[1].add(of_kl * (log_q.exp() - p), rows)
-                heads[0].add(p * (of_kl * (log_p - log_q - kl) + of_total), rows)
-        return *heads[0].slopes(), *heads[1].slopes(), None
+        slopes = _Slopes(given, ctx.needs_input_grad)
+        for words in _stretches(given[1], ctx.chunk):
+            here = _wide(given, words)
+            for rows in _stretches(given[0], ROWS):
+                p, q = _logits(given, rows, here)
+                pair = _in_logits(p, q, numbers[:, rows], slopes.wanted)
+                slopes.through(pair, rows, words, here)
+        return *slopes.rounded(), None
 
 
-class _Head:
-    """One model's hidden states and output weights, and their slopes so far."""
+class _Sum(torch.autograd.Function):
+    """The weighted sum of the KLs, the KLs, and the slopes of the sum in the four."""
 
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, wanted: tuple[bool, ...]
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        hidden_p: Tensor,
+        weight_p: Tensor,
+        hidden_q: Tensor,
+        weight_q: Tensor,
+        token_weights: Tensor,
+        chunk: int,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor, ...]:
+        """All logits of some tokens, used up before those of the next ones."""
+        given, kls = (hidden_p, weight_p, hidden_q, weight_q), []
+        slopes, none = _Slopes(given, wanted), torch.zeros_like(token_weights)
+        for rows in _stretches(hidden_p, chunk):
+            words = _stretches(weight_p, WORDS)
+            tiles = [_logits(given, rows, _wide(given, some)) for some in words]
+            kl, *totals = _joined([_within(*tile) for tile in tiles])
+            of_kl, of_total = token_weights[rows], none[rows]
+            numbers = torch.stack([kl, *totals, of_kl, of_total]).unsqueeze(-1)
+            for some in words:
+                p, q = tiles.pop(0)
+                pair = _in_logits(p, q, numbers, wanted)
+                slopes.through(pair, rows, some, _wide(given, some))
+            kls.append(kl)
+        kl = torch.cat(kls)
+        found = [kl.new_zeros(0) if x is None else x for x in slopes.rounded()]
+        return (token_weights * kl).sum(), kl, *found
+
+    @staticmethod
+    def setup_context(
+        ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ) -> None:
-        self.hidden, self.weight = hidden, weight
-        _, (wide, _) = widen(hidden, weight)
-        self.of_hidden = torch.zeros_like(wide) if wanted[0] else None
-        self.of_weight = torch.zeros_like(weight) if wanted[1] else None
+        """Keep the slopes, and the KLs, which are those in the weights."""
+        ctx.wanted = inputs[-1]  # type: ignore[attr-defined]
+        ctx.set_materialize_grads(False)  # zeros as large as the slopes are not needed
+        ctx.save_for_backward(*output[1:])
+        ctx.mark_non_differentiable(*output[1:])
 
-    def at(self, words: slice) -> None:
-        """Turn to a chunk of words."""
-        _, (self.here, _) = widen(self.weight[words], self.hidden[:0])
-        self.words, self.sum = words, torch.zeros_like(self.here)
-
-    def logits(self, rows: slice) -> Tensor:
-        """The logits of some tokens for the words at hand."""
-        return _logits(self.hidden[rows], self.here)
-
-    def add(self, slope: Tensor, rows: slice) -> None:
-        """Take the slope of these logits back through the head."""
-        if self.of_hidden is not None:
-            self.of_hidden[rows] += slope @ self.here
-        if self.of_weight is not None:
-            self.sum += slope.T @ self.hidden[rows].to(slope.dtype)
-            self.of_weight[self.words] = self.sum.to(self.weight.dtype)
-
-    def slopes(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of the hidden states and of the weights, where they are wanted."""
-        of_hidden = self.of_hidden
-        if of_hidden is not None:
-            of_hidden = of_hidden.to(self.hidden.dtype)
-        return of_hidden, self.of_weight
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_sum: Tensor | None, *_: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The slopes of the sum times the slope in the sum."""
+        kl, *found = ctx.saved_tensors
+        if of_sum is None:
+            return (None,) * 7
+        pairs = zip(found, ctx.wanted, strict=True)
+        slopes = [of_sum * x if wanted else None for x, wanted in pairs]
+        return *slopes, of_sum * kl, None, None
 
 
 _apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Chunks.apply
-
-
-def _together(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Equal stretches of two tensors."""
-    for first in range(0, len(x), size):
-        yield x[first : first + size], y[first : first + size]
-
-
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """The logits of some words, in float32 or wider."""
-    _, (hidden, weight) = widen(hidden, weight)
-    return hidden @ weight.T
+_apply_sum: Callable[..., tuple[Tensor, ...]] = _Sum.apply

@@ -25,12 +25,14 @@ NOT_TENSORS: dict[str, str] = {
     "lab.mdp:stationary": "takes a problem; held to the same in its own tests",
     "lab.mdp:target_advantages": "takes a target; held to the same in its tests",
     "lab.mdp:target_return": "takes a problem; held to the same in its own tests",
+    "scale.token_means:sequence_parallel_sum": "asks other processes; the same there",
     "scale.vocab_parallel:all_gather": "asks other processes; held to its own tests",
     "scale.vocab_parallel:vocab_parallel_kl": "asks other processes; the same there",
 }
 
 # Solvers: they iterate until a condition holds, and say so.
 HOST: dict[str, str] = {
+    "practice.doctor:examine": "puts the numbers that it finds into sentences",
     "algorithms.regularised.mpo:solve_temperature": "bisects until the KL is epsilon",
 }
 
@@ -38,6 +40,7 @@ HOST: dict[str, str] = {
 SIGNED: dict[str, str] = {
     "exact.hybrid:kl_hybrid": "adds KLs that it is given, of any sign in this test",
     "estimate.variance:best_coefficient": "a coefficient, not a KL",
+    "scale.chunked:chunked_kl_sum": "its weights may be negative",
     "scale.top_k:raw_head_kl": "some terms of a KL, which may be negative",
     "estimate.variance:k3_variance_is_finite": "answers yes or no",
 }
