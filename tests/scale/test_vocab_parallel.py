@@ -1,10 +1,5 @@
 """Several processes that share a vocabulary find the dense KL and its gradient."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import tensor
@@ -14,38 +9,7 @@ from torch.testing import assert_close
 from snippets.exact.categorical import kl_divergence_logits
 from tests.scale.process import cases
 
-ROOT = Path(__file__).parents[2]
 WORLDS = (1, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What the processes found, all numbers of them at once, on this machine alone."""
-    folder = tmp_path_factory.mktemp("processes")
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    runs = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.scale.process",
-                *map(str, [rank, world, folder]),
-            ],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for world in WORLDS
-        for rank in range(world)
-    ]
-    for run in runs:
-        _, errors = run.communicate(timeout=120)
-        assert run.returncode == 0, errors
-    return {
-        world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
-        for world in WORLDS
-    }
 
 
 def dense(case):
