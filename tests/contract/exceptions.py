@@ -26,8 +26,8 @@ NOT_TENSORS: dict[str, str] = {
     "lab.mdp:target_advantages": "takes a target; held to the same in its tests",
     "lab.mdp:target_return": "takes a problem; held to the same in its own tests",
     "scale.token_means:sequence_parallel_sum": "asks other processes; the same there",
-    "scale.token_means:sequence_parallel_sum": "asks other processes; the same there",
     "scale.vocab_parallel:all_gather": "asks other processes; held to its own tests",
+    "scale.vocab_parallel:vocab_parallel_chunked_kl": "asks other processes, as above",
     "scale.vocab_parallel:vocab_parallel_kl": "asks other processes; the same there",
 }
 
