@@ -73,8 +73,21 @@ def test_each_library_that_is_read_has_its_place_in_a_repository():
         assert ("package" in library) != ("commit" in library)
 
 
-def test_the_page_shows_each_library():
-    assert re.findall(r'^show\("(.+)"\)', PAGE, re.MULTILINE) == list(RECORD["library"])
+def test_the_page_shows_each_option_under_its_own_name():
+    shown = re.findall(
+        r'^### `(.+)` { #(.+) }\n\n```python source=""\nshow\("(.+)"\)\n```$',
+        PAGE,
+        re.MULTILINE,
+    )
+    assert shown == [(o["option"], name, name) for name, o in OPTIONS.items()]
+
+
+def test_the_errata_concern_the_versions_of_the_record():
+    errata = (ROOT / "docs/reference/errata.md").read_text("utf-8")
+    for name, library in RECORD["library"].items():
+        for found in re.findall(rf"{name} (\d+\.\d+\.\d+)", errata):
+            assert found == library["version"]
+    assert RECORD["checked"] in errata
 
 
 # What the weekly job prints.
