@@ -47,11 +47,44 @@ def chunked_kl(
     Raises:
         ValueError: If shapes do not fit, or a tensor is not floating point.
     """
+    kl, *_ = part_of_kl(hidden_p, weight_p, hidden_q, weight_q, chunk=chunk)
+    dtype, _ = widen(hidden_p, weight_p[:0], hidden_q, weight_q[:0])
+    return kl.to(dtype)
+
+
+def part_of_kl(
+    hidden_p: Tensor,
+    weight_p: Tensor,
+    hidden_q: Tensor,
+    weight_q: Tensor,
+    *,
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a part of the vocabulary tells of the KL, in nats: three numbers per token.
+
+    They are KL(P || Q) among the words of the part, and the log-sum-exp of their logits
+    under P and under Q. With the numbers of all parts, these are logits of the parts:
+    see `vocab_parallel_chunked_kl`. There is no second derivative.
+
+    Args:
+        hidden_p: Last hidden states of P, `(*batch, dims)`.
+        weight_p: Output weights of P for the words of the part, `(vocab, dims)`.
+        hidden_q: Last hidden states of Q, `(*batch, features)`.
+        weight_q: Output weights of Q for the same words, `(vocab, features)`.
+        chunk: How many words are at hand at a time.
+
+    Returns:
+        The KL and both log-sum-exps, `(*batch)` each, in float32 or wider. Gradients
+        flow to all four.
+
+    Raises:
+        ValueError: If shapes do not fit, or a tensor is not floating point.
+    """
     _check_heads(hidden_p, weight_p, hidden_q, weight_q)
     check_positive(chunk=chunk)
-    dtype, given = _flat(hidden_p, weight_p, hidden_q, weight_q)
-    kl, _, _ = _apply(*given, chunk)
-    return kl.reshape(hidden_p.shape[:-1]).to(dtype)
+    _, given = _flat(hidden_p, weight_p, hidden_q, weight_q)
+    kl, of_p, of_q = (x.reshape(hidden_p.shape[:-1]) for x in _apply(*given, chunk))
+    return kl, of_p, of_q
 
 
 def chunked_kl_sum(
@@ -125,16 +158,12 @@ def log_prob_and_kl(
     Raises:
         ValueError: If shapes do not fit, or a tensor is not floating point.
     """
-    _check_heads(hidden_p, weight_p, hidden_q, weight_q)
-    check_positive(chunk=chunk)
+    kl, total, _ = part_of_kl(hidden_p, weight_p, hidden_q, weight_q, chunk=chunk)
     if tokens.shape != hidden_p.shape[:-1]:
         raise ValueError(f"tokens is {[*tokens.shape]}, hidden_p {[*hidden_p.shape]}")
-    dtype, given = _flat(hidden_p, weight_p, hidden_q, weight_q)
-    kl, total, _ = _apply(*given, chunk)
-    rows = weight_p[tokens.reshape(-1)].to(total.dtype)
-    log_probs = (given[0] * rows).sum(-1) - total
-    shape = tokens.shape
-    return log_probs.reshape(shape).to(dtype), kl.reshape(shape).to(dtype)
+    dtype, _ = widen(hidden_p, weight_p[:0], hidden_q, weight_q[:0])
+    chosen = (hidden_p.to(kl.dtype) * weight_p[tokens].to(kl.dtype)).sum(-1)
+    return (chosen - total).to(dtype), kl.to(dtype)
 
 
 def kl_in_rows(logits_p: Tensor, logits_q: Tensor, *, chunk: int = 256) -> Tensor:
@@ -245,17 +274,17 @@ def _in_logits(
     p: Tensor, q: Tensor, numbers: Tensor, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """The slopes in a tile of logits of P and of Q."""
-    kl, total_p, total_q, of_kl, of_total = numbers
+    kl, total_p, total_q, of_kl, of_total_p, of_total_q = numbers
     slope_p = slope_q = None
     # --8<-- [start:slopes]
     if any(wanted[:2]):
-        constant = of_total - of_kl * (total_p - total_q + kl)
+        constant = of_total_p - of_kl * (total_p - total_q + kl)
         slope_p = (p - q) * of_kl + constant
     chance = (p - total_p).exp_()
     if slope_p is not None:
         slope_p = slope_p.mul_(chance)
     if any(wanted[2:4]):
-        slope_q = ((q - total_q).exp_() - chance) * of_kl
+        slope_q = (q - total_q).exp_() * (of_kl + of_total_q) - chance * of_kl
     # --8<-- [end:slopes]
     return [slope_p, slope_q]
 
@@ -322,16 +351,13 @@ class _Chunks(torch.autograd.Function):
         """Keep what was given and three numbers per token."""
         ctx.chunk = inputs[-1]  # type: ignore[attr-defined]
         ctx.save_for_backward(*inputs[:-1], *output)
-        ctx.mark_non_differentiable(output[-1])
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, of_kl: Tensor, of_total: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *of_three: Tensor) -> tuple[Tensor | None, ...]:
         """The slopes in the logits of a chunk, computed again, through the heads."""
-        *given, kl, total_p, total_q = ctx.saved_tensors
-        numbers = torch.stack([kl, total_p, total_q, of_kl, of_total]).unsqueeze(-1)
+        given, three = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        numbers = torch.stack([*three, *of_three]).unsqueeze(-1)
         slopes = _Slopes(given, ctx.needs_input_grad)
         for words in _stretches(given[1], ctx.chunk):
             here = _wide(given, words)
@@ -363,14 +389,14 @@ class _Sum(torch.autograd.Function):
         for rows in _stretches(hidden_p, chunk):
             words = _stretches(weight_p, WORDS)
             tiles = [_logits(given, rows, _wide(given, some)) for some in words]
-            kl, *totals = _joined([_within(*tile) for tile in tiles])
-            of_kl, of_total = token_weights[rows], none[rows]
-            numbers = torch.stack([kl, *totals, of_kl, of_total]).unsqueeze(-1)
+            three = _joined([_within(*tile) for tile in tiles])
+            of_three = token_weights[rows], none[rows], none[rows]
+            numbers = torch.stack([*three, *of_three]).unsqueeze(-1)
             for some in words:
                 p, q = tiles.pop(0)
                 pair = _in_logits(p, q, numbers, wanted)
                 slopes.through(pair, rows, some, _wide(given, some))
-            kls.append(kl)
+            kls.append(three[0])
         kl = torch.cat(kls)
         found = [kl.new_zeros(0) if x is None else x for x in slopes.rounded()]
         return (token_weights * kl).sum(), kl, *found

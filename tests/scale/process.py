@@ -11,10 +11,15 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 
 from snippets.exact.categorical import kl_divergence_logits
-from snippets.scale.vocab_parallel import vocab_parallel_kl
+from snippets.scale.vocab_parallel import (
+    vocab_parallel_chunked_kl,
+    vocab_parallel_kl,
+)
 from tests.scale import ranks
+from tests.scale.live import Live
 
 WORDS = 11  # so that 2 and 4 processes have parts of different sizes
+CHUNK, LARGE = 64, (32, 8192)  # tokens and words of a case that is measured
 
 
 def cases():
@@ -32,6 +37,39 @@ def cases():
         "masked in P": (p + masked, q),
         "far": (5 * p, 5 * q),
     }
+
+
+def heads(case, tokens=5, vocab=WORDS):
+    """Hidden states and output weights of P and of Q, by name of the case."""
+    noise = torch.Generator().manual_seed(0)
+    shapes = [(tokens, 3), (vocab, 3), (tokens, 4), (vocab, 4)]
+    four = [torch.randn(s, generator=noise, dtype=torch.float64) for s in shapes]
+    if case == "equal":
+        return four[:2] * 2
+    return [x * {"ordinary": 1, "far": 6}[case] for x in four]
+
+
+def in_chunks(rank, world, case):
+    """The KL from hidden states and a part of the weights, and its four slopes."""
+    given = heads(case)
+    for k in (1, 3):
+        given[k] = given[k].tensor_split(world)[rank]
+    given = [x.clone().requires_grad_() for x in given]
+    kl = vocab_parallel_chunked_kl(*given, chunk=2)
+    (kl @ torch.linspace(0.5, 1.5, len(kl)).double()).backward()
+    return kl.detach(), *(x.grad for x in given)
+
+
+def live_bytes(rank, world):
+    """Of a forward and a backward pass, less the slopes."""
+    hidden_p, weight_p, hidden_q, weight_q = heads("ordinary", *LARGE)
+    parts = [x.tensor_split(world)[rank].clone() for x in (weight_p, weight_q)]
+    given = [hidden_p, parts[0], hidden_q, parts[1]]
+    for x in given:
+        x.requires_grad_()
+    with Live(given) as live:
+        vocab_parallel_chunked_kl(*given, chunk=CHUNK).mean().backward()
+    return live.most - sum(x.grad.nbytes for x in given)
 
 
 def with_gather(gather):
@@ -95,6 +133,9 @@ def main(rank, world, folder):
             if kl.requires_grad:
                 kl.sum().backward()
             found[way, case] = (kl.detach(), p.grad, q.grad)
+    for case in ("ordinary", "far", "equal"):
+        found["in chunks", case] = in_chunks(rank, world, case)
+    found["bytes"] = live_bytes(rank, world)
     torch.save(found, folder / f"{world}-{rank}.pt")
     dist.destroy_process_group()
 

@@ -1,13 +1,10 @@
 """`chunked_kl` is the dense KL and its gradient, and never holds the logits."""
 
 import itertools
-import weakref
 
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.scale.chunked import (
@@ -19,6 +16,7 @@ from snippets.scale.chunked import (
     kl_in_rows,
     log_prob_and_kl,
 )
+from tests.scale.live import Live
 
 
 def heads(tokens=6, vocab=10, dtype=torch.float64, scale=1.0):
@@ -248,34 +246,6 @@ def test_shapes_that_do_not_fit_are_refused_by_name():
         chunked_kl_sum(*heads(), torch.ones(5))
     with pytest.raises(ValueError, match="tokens"):
         log_prob_and_kl(*heads(), torch.zeros(1, dtype=torch.int64), chunk=3)
-
-
-class Live(TorchDispatchMode):
-    """The most bytes of tensors that were alive at once, beside those given."""
-
-    def __init__(self, given):
-        super().__init__()
-        self.now = self.most = 0
-        self.known = {x.untyped_storage()._cdata for x in given}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor):
-                self.count(x.untyped_storage())
-        return out
-
-    def count(self, storage):
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self.free, key, size)
-
-    def free(self, key, size):
-        self.known.discard(key)
-        self.now -= size
 
 
 def most(function, given):

@@ -7,7 +7,7 @@ from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 
 from snippets.exact.categorical import kl_divergence_logits
-from tests.scale.process import cases
+from tests.scale.process import CHUNK, LARGE, cases, heads
 
 WORLDS = (1, 2, 4)
 
@@ -42,6 +42,34 @@ def test_all_processes_have_the_same_number_and_zero_for_equal_models(found, wor
         first, *rest = (part["ours", case][0] for part in found[world])
         assert all(torch.equal(first, other) for other in rest)
     assert (found[world][0]["ours", "equal"][0] == 0).all()
+
+
+@pytest.mark.parametrize("case", ["ordinary", "far", "equal"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_from_hidden_states_in_chunks_value_and_gradient_are_the_dense_ones(
+    found, world, case
+):
+    given = [x.clone().requires_grad_() for x in heads(case)]
+    kl = kl_divergence_logits(given[0] @ given[1].T, given[2] @ given[3].T)
+    (kl @ torch.linspace(0.5, 1.5, len(kl)).double()).backward()
+    parts = [part["in chunks", case] for part in found[world]]
+    for own, *slopes in parts:
+        assert_close(own, kl.detach(), rtol=1e-12, atol=1e-14)
+        assert (own == 0).all() if case == "equal" else (own >= 0).all()
+        for k in (0, 2):  # of the hidden states each process has the whole slope
+            assert_close(slopes[k], given[k].grad, rtol=1e-10, atol=1e-11)
+    for k in (1, 3):
+        side_by_side = torch.cat([slopes[k] for _, *slopes in parts])
+        assert_close(side_by_side, given[k].grad, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_in_chunks_no_process_ever_holds_the_logits_of_its_part(found, world):
+    tokens, words = LARGE[0], LARGE[1] // world
+    for part in found[world]:
+        chunk, per_chunk = tokens * CHUNK * 8, 2 * 3 * tokens * (words // CHUNK) * 8
+        assert part["bytes"] < 8 * chunk + per_chunk + 2**12
+        assert part["bytes"] < tokens * words * 8 / (1.5 if world == 4 else 3)
 
 
 @pytest.mark.parametrize("world", WORLDS)
