@@ -112,56 +112,113 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(inside)
 
 
-TABLE = """<div class="kl-atlas"><table>
-<thead><tr><th>Algorithm</th><th>Limit</th></tr></thead><tbody>
-<tr><td>TRPO</td><td>10</td></tr><tr><td>ACER</td><td>9</td></tr>
-<tr><td>PPO</td><td>100</td></tr></tbody></table></div>"""
+TABLE = """<title>Atlas</title><div class="kl-atlas"><table>
+<thead><tr><th>Algorithm</th><th>P</th><th>Averaged over</th><th>Limit</th></tr></thead>
+<tbody>
+<tr><td>TRPO</td><td>old</td><td>states of old</td><td>10, in SB3</td></tr>
+<tr><td>ACER</td><td>average</td><td>the threshold</td><td>9</td></tr>
+<tr><td>PPO</td><td>old</td><td>new states</td><td>100</td></tr>
+</tbody></table></div>"""
+ADDRESS = "http://atlas.test/"
 
 
 @pytest.fixture(scope="module")
-def enhanced():
-    """A small table in a browser, with the script of the atlas."""
+def browser():
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu"]
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page()
-        page.set_content(TABLE)
-        page.add_script_tag(path=ROOT / "docs" / "assets" / "atlas.js")
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a small table at an address, with the script of the atlas."""
+    page = browser.new_page()
+    page.route("**", lambda route: route.fulfill(body=TABLE, content_type="text/html"))
+
+    def opened(asked=""):
+        page.goto(f"{ADDRESS}{asked}")
+        page.add_script_tag(content=SCRIPT)
+        return page
+
+    yield opened
+    page.close()
+
+
+SCRIPT = (ROOT / "docs" / "assets" / "atlas.js").read_text("utf-8")
+
+
+def of(page, column):
+    """The filter of a column."""
+    return page.get_by_role("combobox", name=column, exact=True)
 
 
 def visible(page):
     return page.locator("tbody tr:visible td:first-child").all_inner_texts()
 
 
-def test_a_heading_sorts_and_says_so(enhanced):
-    head = enhanced.locator("th").nth(1)
+def test_a_heading_sorts_and_says_so(opened):
+    page = opened()
+    head = page.locator("th").last
     assert head.get_attribute("aria-sort") == "none"
-    button = enhanced.get_by_role("button", name="Limit")
+    button = page.get_by_role("button", name="Limit")
     button.focus()
-    enhanced.keyboard.press("Enter")
+    page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
-    assert visible(enhanced) == ["ACER", "TRPO", "PPO"]  # 9, 10, 100: as numbers
+    assert visible(page) == ["ACER", "TRPO", "PPO"]  # 9, 10, 100: as numbers
     button.click()
     assert head.get_attribute("aria-sort") == "descending"
-    assert visible(enhanced) == ["PPO", "TRPO", "ACER"]
-    enhanced.get_by_role("button", name="Algorithm").click()
+    assert visible(page) == ["PPO", "TRPO", "ACER"]
+    page.get_by_role("button", name="Algorithm").click()
     assert head.get_attribute("aria-sort") == "none"
 
 
-def test_a_search_hides_rows_and_counts_them(enhanced):
-    field = enhanced.get_by_role("searchbox", name="Show rows with")
+def test_a_filter_of_a_column_hides_rows_and_counts_them(opened):
+    page = opened()
+    of(page, "P").select_option("old")
+    assert visible(page) == ["TRPO", "PPO"]
+    assert page.get_by_role("status").inner_text() == "2 of 3 rows"
+    of(page, "Sampler").select_option("old")
+    assert visible(page) == ["TRPO"]  # "old" is no part of "threshold"
+    of(page, "Sampler").select_option("")
+    assert visible(page) == ["TRPO", "PPO"]
+
+
+def test_a_filter_offers_what_occurs_and_is_left_out_if_that_is_one_thing(opened):
+    page = opened()
+    offered = of(page, "Sampler").locator("option").all_inner_texts()
+    assert offered == ["any", "old", "new"]
+    assert of(page, "Library").count() == 0
+
+
+def test_words_anywhere_in_a_row_find_it(opened):
+    page = opened()
+    field = page.get_by_role("searchbox", name="Show rows with")
     field.fill("10 pp")
-    assert visible(enhanced) == ["PPO"]
-    assert enhanced.get_by_role("status").inner_text() == "1 of 3 rows"
+    assert visible(page) == ["PPO"]
     field.fill("")
-    assert len(visible(enhanced)) == 3
+    assert len(visible(page)) == 3
 
 
-def test_the_script_enhances_a_table_once(enhanced):
-    enhanced.add_script_tag(path=ROOT / "docs" / "assets" / "atlas.js")
-    assert enhanced.get_by_role("searchbox").count() == 1
+def test_the_address_keeps_filters_and_order(opened):
+    page = opened()
+    of(page, "P").select_option("old")
+    for _ in range(2):
+        page.get_by_role("button", name="Algorithm").click()
+    assert page.url == f"{ADDRESS}?P=old&sort=-Algorithm"
+    again = opened("?P=old&sort=-Algorithm")
+    assert visible(again) == ["TRPO", "PPO"]
+    assert again.locator("th").first.get_attribute("aria-sort") == "descending"
+    assert of(again, "P").input_value() == "old"
+    of(again, "P").select_option("")
+    assert again.url == f"{ADDRESS}?sort=-Algorithm"
+
+
+def test_the_script_enhances_a_table_once(opened):
+    page = opened()
+    page.add_script_tag(content=SCRIPT)
+    assert page.get_by_role("searchbox").count() == 1
