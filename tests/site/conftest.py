@@ -1,8 +1,14 @@
 """Builds small sites with the project's own `mkdocs.yml`."""
 
+import fcntl
+import functools
+import http.server
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +16,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FRONT = "---\ndescription: A page of a test, which says in a line what it is.\n---\n"
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 ENVIRONMENT = os.environ | {"NO_MKDOCS_2_WARNING": "1", "NO_COLOR": "1"}
 
 
@@ -87,3 +101,65 @@ class Project:
 def project(tmp_path: Path) -> Project:
     """An empty project."""
     return Project(tmp_path)
+
+
+def copy(folder: Path) -> None:
+    """Copy what an engine reads."""
+    for part in ("docs", "snippets"):
+        shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True)
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+
+
+def start(engine: str, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Begin to build the site of a folder."""
+    return subprocess.Popen(
+        [sys.executable, "-m", engine, "build", *options],
+        cwd=folder,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(run: subprocess.Popen[str]) -> None:
+    """Wait for a build, which must succeed."""
+    output, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, output
+
+
+@pytest.fixture(scope="session")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The real site, built by both engines at once from copies of this project.
+
+    The first worker that asks builds it, and the others wait.
+    """
+    engines = {"mkdocs": ["--strict"], "zensical": ["-c", "--strict"]}
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folders = {engine: base / f"real-{engine}" for engine in engines}
+    with (base / "real.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "real.done").exists():
+            for folder in folders.values():
+                copy(folder)
+            runs = [start(name, folders[name], *engines[name]) for name in engines]
+            for run in runs:
+                finish(run)
+            (base / "real.done").touch()
+    return {engine: folder / "site" for engine, folder in folders.items()}
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def address(sites: dict[str, Path]) -> Iterator[str]:
+    """Where the site that MkDocs built is served."""
+    handler = functools.partial(Quiet, directory=sites["mkdocs"])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()

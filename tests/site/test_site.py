@@ -1,13 +1,7 @@
 """The real site: two engines build the same pages, and a browser finds them whole."""
 
 import asyncio
-import functools
-import http.server
 import re
-import shutil
-import subprocess
-import sys
-import threading
 from html import unescape
 from pathlib import Path
 
@@ -16,21 +10,13 @@ from axe_playwright_python.base import AXE_SCRIPT
 from playwright.async_api import async_playwright
 from playwright.sync_api import sync_playwright
 
-from tests.site.conftest import ENVIRONMENT, snapshot
+from tests.site.conftest import CHROMIUM, FLAGS, finish, snapshot, start
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(ROOT / "docs").with_suffix("").as_posix()
     for path in (ROOT / "docs").rglob("*.md")
 )
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WIDTH, NARROW, PHONE = 1280, 320, 360
 SCHEMES = ("light", "dark")
 # Folds are opened: what they hold is read too. Axe takes most of its time to measure
@@ -78,44 +64,6 @@ TEXT = """() => {
   return article.textContent;
 }"""
 SOURCES = ("$$", "\\(", "\\[", "```", "--8<--", "\\KL", "!!!", "???")
-
-
-def copy(tmp_path_factory, engine):
-    """A copy of what an engine reads."""
-    folder = tmp_path_factory.mktemp(engine)
-    for part in ("docs", "snippets"):
-        shutil.copytree(ROOT / part, folder / part)
-    shutil.copy(ROOT / "mkdocs.yml", folder)
-    return folder
-
-
-def start(engine, folder, *options):
-    """Begin to build the site of a folder."""
-    return subprocess.Popen(
-        [sys.executable, "-m", engine, "build", *options],
-        cwd=folder,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def finish(run):
-    """Wait for a build, which must succeed."""
-    output, _ = run.communicate(timeout=600)
-    assert run.returncode == 0, output
-
-
-@pytest.fixture(scope="module")
-def sites(tmp_path_factory):
-    """The real site, built by both engines at once from copies of this project."""
-    engines = {"mkdocs": ["--strict"], "zensical": ["-c", "--strict"]}
-    folders = {engine: copy(tmp_path_factory, engine) for engine in engines}
-    runs = [start(engine, folders[engine], *engines[engine]) for engine in engines]
-    for run in runs:
-        finish(run)
-    return {engine: folder / "site" for engine, folder in folders.items()}
 
 
 def place(page):
@@ -176,21 +124,6 @@ def test_no_page_of_either_shows_a_traceback(sites):
             if "checks" not in page.parts:
                 text = page.read_text("utf-8")
                 assert "Traceback (most recent call last)" not in text, page
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-@pytest.fixture(scope="module")
-def address(sites):
-    """Where the site that MkDocs built is served."""
-    handler = functools.partial(Quiet, directory=sites["mkdocs"])
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 
 async def become_a_phone(page, session, width):
