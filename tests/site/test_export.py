@@ -11,11 +11,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from extensions.export import read_page
+from extensions.export import FIGURE, read_page
 from extensions.inline import inlined
 from extensions.pages import includes, read_blocks
 from extensions.sessions import BlockError
 from tests.site.conftest import ENVIRONMENT, ROOT
+from tests.site.test_telling import HELD, QUOTED, decimals, unheld
 
 DOCS = ROOT / "docs"
 PAGES = sorted(
@@ -194,6 +195,20 @@ def test_markdown_has_every_block_and_no_syntax_of_the_site(left, page):
     outside = text.split("```")[::2]
     assert not any("--8<--" in part or "!!! " in part for part in outside)
     assert not text.startswith("---")
+
+
+@pytest.mark.usefixtures("left")  # so that what the blocks print is kept
+def test_the_numbers_in_the_text_are_printed_or_typed_in_a_block(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    stated, missing = 0, []
+    for path in PAGES:
+        page = DOCS / f"{path}.md"
+        printed = [FIGURE.sub("", part.printed) for part in read_page(path).parts]
+        stated += len(decimals(page))
+        missing += [(path, number) for number in unheld(page, printed)]
+    assert len(missing) <= (1 - HELD) * stated
+    exact = {(p, x) for p, x in missing if len(x.replace(".", "").lstrip("0")) > 2}
+    assert exact == QUOTED
 
 
 def test_listings_hold_every_page(left):
