@@ -73,6 +73,20 @@ def test_each_library_that_is_read_has_its_place_in_a_repository():
         assert ("package" in library) != ("commit" in library)
 
 
+@pytest.mark.parametrize("name", RECORD["library"])
+def test_a_library_is_called_by_tests_or_was_read_at_lines_of_a_commit(name):
+    library = RECORD["library"][name]
+    places, tests = library.get("read", []), library.get("tests", [])
+    assert places or tests
+    for pattern in tests:
+        assert list((ROOT / "tests/peers").glob(pattern))
+    for place in places:
+        assert re.fullmatch(r"[\w./-]+\.(py|md|rst)", place["path"])
+        assert re.fullmatch(r"\d+-\d+", place["lines"])
+        assert place.get("commit") or library["commit"]
+        assert ("about" in place) == bool(tests), "else all statements would be read"
+
+
 def test_the_page_shows_each_option_under_its_own_name():
     shown = re.findall(
         r'^### `(.+)` { #(.+) }\n\n```python source=""\nshow\("(.+)"\)\n```$',
