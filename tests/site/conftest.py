@@ -107,7 +107,8 @@ def copy(folder: Path) -> None:
     """Copy what an engine reads."""
     for part in ("docs", "snippets"):
         shutil.copytree(ROOT / part, folder / part, dirs_exist_ok=True)
-    shutil.copy(ROOT / "mkdocs.yml", folder)
+    for file in ("mkdocs.yml", "CITATION.cff"):
+        shutil.copy(ROOT / file, folder)
 
 
 def start(engine: str, folder: Path, *options: str) -> subprocess.Popen[str]:
