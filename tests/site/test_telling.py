@@ -21,7 +21,8 @@ STATED = re.compile(r"(?<![\w.^/])\d+\.\d+(?![\w.]|-\w)")
 TYPED = re.compile(r"(?<![\w.])\d[\d_]*\.?\d*(?:e[-+]?\d+)?")
 # Of decimals in the text, how many at least a block of the page prints or has typed:
 # what the home page promises.
-HELD = float(re.findall(r"^held = (\S+)", (DOCS / "index.md").read_text(), re.M)[0])
+PROMISE = re.compile(r"^held = (\S+)", re.MULTILINE)
+HELD = float(PROMISE.findall((DOCS / "index.md").read_text("utf-8"))[0])
 # With three digits all of them, but for these, which are quoted from papers.
 QUOTED = {
     ("algorithms/language_models/rlhf", "27.8"),  # InstructGPT's pretraining mix
