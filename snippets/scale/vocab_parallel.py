@@ -45,7 +45,7 @@ def vocab_parallel_kl(
     none = (none_p | none_q).unsqueeze(-1)  # no KL within such a part
     # --8<-- [start:core]
     within = kl_divergence_logits(p.masked_fill(none, 0.0), q.masked_fill(none, 0.0))
-    kl = _joined(within, _log_mass(p, none_p), _log_mass(q, none_q), group)
+    kl = _joined_over(within, _log_mass(p, none_p), _log_mass(q, none_q), group)
     # --8<-- [end:core]
     return kl.to(dtype)
 
@@ -85,12 +85,12 @@ def vocab_parallel_chunked_kl(
     # --8<-- [start:chunks]
     hidden_p, hidden_q = _alike(hidden_p, group), _alike(hidden_q, group)
     three = part_of_kl(hidden_p, shard_p, hidden_q, shard_q, chunk=chunk)
-    kl = _joined(*three, group)
+    kl = _joined_over(*three, group)
     # --8<-- [end:chunks]
     return kl.to(dtype)
 
 
-def _joined(
+def _joined_over(
     within: Tensor, of_p: Tensor, of_q: Tensor, group: dist.ProcessGroup | None
 ) -> Tensor:
     """The KL, from three numbers per token of each process."""
