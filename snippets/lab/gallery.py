@@ -132,7 +132,7 @@ def _sampled(
     fault: str, old: Tensor, ref: Tensor, noise: torch.Generator
 ) -> tuple[Log, Tensor, Tensor]:
     """A batch of every run, with what the trainer computes of it."""
-    sampler, shown = _sampler(fault, old, ref, noise), _shown(fault, ref)
+    sampler, shown = _sampling(fault, old, ref, noise), _shown(fault, ref)
     states, tokens, mask = _completions(sampler, noise)
     rewards = ((tokens == 1) & mask).any(-1).float()
     scored, of_ref = (_scored(x, states, tokens) for x in (old, shown))
@@ -145,7 +145,7 @@ def _sampled(
     return log, states, tokens
 
 
-def _sampler(fault: str, old: Tensor, ref: Tensor, noise: torch.Generator) -> Tensor:
+def _sampling(fault: str, old: Tensor, ref: Tensor, noise: torch.Generator) -> Tensor:
     """The table that a batch is drawn from: the policy's own, if all is well."""
     if fault == "reference samples":
         return ref
