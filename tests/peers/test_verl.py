@@ -115,6 +115,7 @@ def test_the_kl_loss_is_off_until_it_is_asked_for():
     algorithm = default_at("verl/trainer/config/ppo_trainer.yaml:algorithm")
     assert algorithm["use_kl_in_reward"] is False
     assert default_at(f"{actor}:loss_agg_mode") == "token-mean"
+    assert default_at(f"{actor}:clip_ratio_c") == 3.0
 
 
 def test_the_logged_step_kl_is_k1():
