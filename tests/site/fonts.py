@@ -9,7 +9,8 @@ from pathlib import Path
 from fontTools.ttLib import TTFont
 
 FILE = Path(__file__).parents[2] / "docs/assets/fonts/latin-modern-math-subset.woff2"
-FONT: dict[int, str] = TTFont(FILE).getBestCmap()
+_TABLES = TTFont(FILE)
+FONT: dict[int, str] = _TABLES.getBestCmap()
 
 _INVISIBLE = {"Cf", "Cc", "Mn", "Zs"}  # operators without a shape, spaces, selectors
 _ITALIC = {  # a single letter in <mi> is drawn in mathematical italic
@@ -18,6 +19,16 @@ _ITALIC = {  # a single letter in <mi> is drawn in mathematical italic
     **{chr(0x41 + i): chr(0x1D434 + i) for i in range(26)},
     **{chr(0x3B1 + i): chr(0x1D6FC + i) for i in range(25)},
     **{chr(0x391 + i): chr(0x1D6E2 + i) for i in range(25) if i != 17},
+}
+# How far an italic letter leans over its advance, in em.
+_leans = _TABLES["MATH"].table.MathGlyphInfo.MathItalicsCorrectionInfo
+_by_glyph = zip(_leans.Coverage.glyphs, _leans.ItalicsCorrection, strict=True)
+_LEAN = {glyph: value.Value / _TABLES["head"].unitsPerEm for glyph, value in _by_glyph}
+LEAN: dict[str, float] = {
+    letter: _LEAN.get(FONT[ord(italic)], 0.0)
+    for letter, italic in _ITALIC.items()
+    if letter < "Α" or letter > "Ω"  # TeX sets capital Greek upright
+    if ord(italic) in FONT
 }
 
 

@@ -8,8 +8,8 @@ from xml.etree.ElementTree import fromstring
 import pytest
 from math_core import LatexError
 
-from extensions.formulas import MACROS, mathml
-from tests.site.fonts import FONT, characters
+from extensions.formulas import LEANS, MACROS, mathml
+from tests.site.fonts import FONT, LEAN, characters
 
 ROOT = Path(__file__).parents[2]
 STRESS = (ROOT / "tests/site/pages/math_stress.md").read_text("utf-8")
@@ -96,3 +96,41 @@ def test_wide_formulas_can_be_scrolled_by_keyboard(stress):
     displays = re.findall(r"<div[^>]*arithmatex[^>]*>", stress.article())
     assert displays
     assert all('tabindex="0"' in display for display in displays)
+
+
+def test_a_letter_gets_the_room_that_the_font_says_it_leans_over():
+    leaning = {letter for letter, lean in LEAN.items() if lean >= 0.06}
+    assert leaning - {"ς"} <= LEANS.keys()  # the final sigma is in no formula
+    for letter, room in LEANS.items():
+        assert abs(float(room.removesuffix("em")) - LEAN[letter]) <= 0.006, letter
+
+
+def test_a_letter_that_leans_keeps_the_next_away_but_not_its_index():
+    spaces = [
+        len(mathml(f"P{after}", False).findall("mspace")) for after in ("(x)", "_i")
+    ]
+    assert spaces == [1, 0]
+    assert len(mathml("a(x)", False).findall("mspace")) == 0
+
+
+def classes(tex):
+    """The letters of a formula that have a colour, and which."""
+    return [(node.text, node.get("class")) for node in mathml(tex, False).iter("mi")]
+
+
+def test_p_and_q_have_their_colours_by_name():
+    assert classes("P + Q + p") == [("P", "kl-p"), ("Q", "kl-q"), ("p", None)]
+    assert classes(r"\Qval") == [("𝑄", None)]  # an action value is no distribution
+
+
+def test_the_sides_of_a_kl_have_the_colours_of_p_and_q():
+    sides = {
+        "".join(row.itertext()): row.get("class")
+        for row in mathml(r"\KL{\piold}{\pitheta}", False).iter("mrow")
+        if row.get("class")
+    }
+    assert sides == {"πold": "kl-p", "πθ": "kl-q"}
+
+
+def test_a_small_letter_has_the_colour_of_its_side_in_the_whole_formula():
+    assert dict(classes(r"\KL{q}{p} + \E_q"))["q"] == "kl-p"
