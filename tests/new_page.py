@@ -1,7 +1,7 @@
 """Lays down a new page: its code, its words, its proof and its line in the navigation.
 
 `python -m tests.new_page foundations/name`, or `make page ROOM=foundations NAME=name`.
-What it writes passes every check, so that whatever fails later is what was changed.
+What it writes passes every check but one, that another page's prose links to it.
 """
 
 import re
@@ -46,7 +46,7 @@ ATLAS = """atlas:
   - algorithm: {title}
     p: new
     q: old
-    samples: none
+    samples: nobody
     estimate: exact
     enters: diagnostic
     sign: none
@@ -57,6 +57,11 @@ ATLAS = """atlas:
     code: {module}:{name}_kl
     test: test_is_the_larger_direction
 """
+
+READ = (
+    "{title} | new old | nobody | exact | diagnostic | none | nats per state | - "
+    "| 0000.00000 | read\n"
+)
 
 PAGE = """---
 description: What a reader finds on this page, in one sentence of 40 to 200 characters.
@@ -118,6 +123,11 @@ def test_is_the_larger_direction(policies):
 '''
 
 
+def title(path: str) -> str:
+    """What the page is called at first."""
+    return path.rpartition("/")[2].replace("_", " ").capitalize()
+
+
 def files(path: str) -> dict[str, str]:
     """The text of each file of a page, by its place in the project."""
     room, _, name = path.rpartition("/")
@@ -125,7 +135,7 @@ def files(path: str) -> dict[str, str]:
         "name": name,
         "path": path,
         "module": path.replace("/", "."),
-        "title": name.replace("_", " ").capitalize(),
+        "title": title(path),
     }
     names["atlas"] = ATLAS.format(**names) if room.startswith("algorithms/") else ""
     return {
@@ -159,6 +169,11 @@ def main(path: str, root: Path) -> None:
         print(file)
     settings.write_text(listed, "utf-8")
     print("mkdocs.yml")
+    if path.startswith("algorithms/"):
+        with (root / "tests/algorithms/read.txt").open("a", encoding="utf-8") as read:
+            read.write(READ.format(title=title(path)))
+        print("tests/algorithms/read.txt")
+    print(f"Yours to do: link docs/{path}.md from the prose of another page.")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def test_a_record_says_what_was_read(algorithm):
 
 
 def test_every_record_was_read():
-    assert set(ROWS) == set(CITED)
+    where = "tests/algorithms/read.txt holds a second entry of each record"
+    assert set(ROWS) == set(CITED), where
 
 
 def mutants(row):
@@ -98,7 +99,7 @@ def mutants(row):
 
 def test_nine_mutants_of_ten_are_found():
     made = [(name, x) for name, row in ROWS.items() for x in mutants(row)]
-    found = [name for name, x in made if facts(x) != CITED[name]]
+    found = [name for name, x in made if facts(x) != CITED.get(name)]
     assert len(found) >= 0.9 * len(made)
 
 
