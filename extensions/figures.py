@@ -117,7 +117,7 @@ def _controls(spec: dict[str, Any], says: Callable[..., str]) -> str:
         html += f"<p><label>{bind['name']} {control}</p>"
     texts = [says(*setting) for setting in product(*(move[1] for move in moves))]
     data = {"moves": moves, "says": texts, "spec": spec}
-    known = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    known = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     known = known.replace("<", r"\u003c")
     return (
         f'<div class="kl-moves">{html}</div>'
