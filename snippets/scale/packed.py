@@ -60,6 +60,32 @@ def packed_mean(values: Tensor, cu_seqlens: Tensor) -> Tensor:
     return (packed_sum(wide, cu_seqlens) / cu_seqlens.diff()).to(dtype)
 
 
+def boundaries_of(segment_ids: Tensor, *, count: int) -> Tensor:
+    """The boundaries of a pack whose tokens say which sequence they belong to.
+
+    A sequence without a token is empty. Ids of `count` or more are padding, at the end.
+    A pack whose ids begin at 1 has an empty sequence 0.
+
+    Args:
+        segment_ids: The sequence of each token, int64, `(samples)`, from 0, never
+            falling.
+        count: How many sequences there are.
+
+    Returns:
+        `cu_seqlens`, one number more than sequences.
+
+    Raises:
+        ValueError: If a shape or a type is another.
+    """
+    if segment_ids.ndim != 1 or segment_ids.is_floating_point():
+        shape = f"{segment_ids.dtype} {[*segment_ids.shape]}"
+        raise ValueError(f"segment_ids is {shape}, and a pack has one axis of integers")
+    # --8<-- [start:ids]
+    ids = torch.arange(count + 1, device=segment_ids.device)
+    return torch.searchsorted(segment_ids.contiguous(), ids)
+    # --8<-- [end:ids]
+
+
 def has_next(tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Whether the token after each one is of the same sequence.
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nan, tensor
 from torch.testing import assert_close
 
-from snippets.scale.packed import has_next, packed_mean, packed_sum
+from snippets.scale.packed import boundaries_of, has_next, packed_mean, packed_sum
 
 
 @st.composite
@@ -41,6 +41,44 @@ def test_a_token_is_paired_within_its_sequence_alone(pack):
     assert found.tolist() == expected
 
 
+@given(packs())
+def test_segment_ids_have_the_boundaries_of_the_sequences(pack):
+    rows, values, boundaries = pack
+    ids = [k for k, row in enumerate(rows) for _ in row]
+    ids += [len(rows)] * (len(values) - len(ids))
+    found = boundaries_of(tensor(ids, dtype=torch.int64), count=len(rows))
+    assert found.tolist() == boundaries.tolist()
+
+
+def test_log_probs_shifted_inside_a_pack_are_those_of_its_sequences():
+    torch.manual_seed(0)
+    lengths = [4, 0, 1, 5, 2]
+    boundaries = tensor([0, *lengths]).cumsum(0)
+    tokens = torch.randint(7, (14,))  # two of padding
+    logits = torch.randn(14, 7, dtype=torch.float64, requires_grad=True)
+
+    def log_probs(logits, tokens):
+        return logits[:-1].log_softmax(-1).gather(-1, tokens[1:, None]).squeeze(-1)
+
+    parts = [slice(a, b) for a, b in boundaries.unfold(0, 2, 1).tolist()]
+    expected = [log_probs(logits[part], tokens[part]).sum() for part in parts]
+    shifted = torch.cat([log_probs(logits, tokens), torch.zeros(1)])
+    pairs = has_next(tokens, boundaries)
+    found = packed_sum(shifted.where(pairs, 0.0), boundaries)
+    assert_close(found, torch.stack(expected))
+    (slope,) = torch.autograd.grad(found.sum(), logits)
+    assert (slope[~pairs] == 0).all()
+    across = packed_sum(shifted, boundaries)  # the last token of each asks the next one
+    assert ((across - found).abs() > 0.1).tolist() == [n > 0 for n in lengths]
+
+
+def test_a_pack_without_a_token_has_sequences_without_one():
+    none, boundaries = torch.zeros(0), tensor([0, 0, 0])
+    assert packed_sum(none, boundaries).tolist() == [0, 0]
+    assert packed_mean(none, boundaries).isnan().all()
+    assert has_next(torch.zeros(0, dtype=torch.int64), boundaries).shape == (0,)
+
+
 def test_four_sequences_of_sixteen_tokens_have_twelve_pairs_and_not_fifteen():
     boundaries = tensor([0, 4, 8, 12, 16])
     assert has_next(torch.zeros(16, dtype=torch.int64), boundaries).sum() == 12
@@ -72,6 +110,8 @@ def test_64k_tokens_keep_their_digits_in_float32():
 
 
 def test_what_is_no_pack_is_refused_by_name():
+    with pytest.raises(ValueError, match="segment_ids is"):
+        boundaries_of(torch.zeros(3), count=1)
     with pytest.raises(ValueError, match="values is"):
         packed_sum(torch.zeros(2, 3), tensor([0, 2]))
     with pytest.raises(ValueError, match="cu_seqlens"):

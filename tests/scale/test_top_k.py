@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import inf, tensor
 from torch.testing import assert_close
 
+from snippets.estimate.sequences import reward_to_go
 from snippets.exact.categorical import kl_divergence_logits
+from snippets.lab.enumeration import every_sequence, prefixes, token_log_probs
 from snippets.scale.top_k import (
     bucket_kl,
     generalised_head_kl,
@@ -117,6 +119,66 @@ def test_the_raw_sum_ends_at_the_renormalised_head():
 @pytest.mark.parametrize("function", [generalised_head_kl, bucket_kl])
 def test_bucket_and_generalised_end_at_the_teachers_head(function):
     assert_close(descend(function)[:HEAD], P[:HEAD].exp(), rtol=1e-6, atol=0)
+
+
+def with_every_token(log_q):
+    """Head and token, for each of the five words as the sampled one."""
+    heads = [x[:HEAD].expand(5, HEAD) for x in (P, log_q)]
+    return head_and_token_kl(*heads, P, log_q, torch.arange(5) < HEAD)
+
+
+def test_head_and_token_is_stationary_at_the_teacher_whatever_was_sampled():
+    for token in range(5):
+        logits = P.clone().requires_grad_()
+        value = with_every_token(logits.log_softmax(-1))[token]
+        (found,) = torch.autograd.grad(value, logits)
+        assert_close(found, torch.zeros_like(P))
+
+
+def test_head_and_token_ends_at_the_teacher_in_the_tail_too():
+    logits = tensor([0.0, 0.0, 1.0, 0.0, -1.0], dtype=torch.float64)
+    for _ in range(400):
+        leaf = logits.clone().requires_grad_()
+        mean = P.exp() @ with_every_token(leaf.log_softmax(-1))
+        logits = logits - 2 * torch.autograd.grad(mean, leaf)[0]
+    assert_close(logits.softmax(-1), P.exp())
+
+
+def test_raw_and_renormalised_may_be_above_or_below_the_whole_kl():
+    agree = tensor([[0.3, 0.2, 0.5], [0.2, 0.3, 0.5]]).double().log()
+    assert kl_divergence_logits(*agree[:, :2]) > 1.9 * kl_divergence_logits(*agree)
+    short = tensor([[0.4, 0.3, 0.3], [0.2, 0.15, 0.65]]).double().log()
+    assert raw_head_kl(*short[:, :2]) > 1.5 * kl_divergence_logits(*short)
+    assert kl_divergence_logits(*short[:, :2]) < 1e-12
+    assert raw_head_kl(*short.flip(0)[:, :2]) < 0
+
+
+@pytest.mark.parametrize("function", [raw_head_kl, generalised_head_kl, bucket_kl])
+def test_a_kl_at_a_prefix_is_a_reward_of_the_tokens_before_it_and_not_of_the_next(
+    function,
+):
+    """By all 27 texts of three words: as reward-to-go it completes the gradient."""
+    noise = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 13, 3, generator=noise, dtype=torch.float64)
+    student.requires_grad_()
+    texts = every_sequence(3, 3)
+    log_probs = token_log_probs(student, texts)
+    head = teacher.log_softmax(-1).topk(2)
+    known = student.log_softmax(-1).gather(-1, head.indices)
+    kls = function(head.values, known)[prefixes(texts, 3)]
+    chance = log_probs.sum(-1).exp()
+
+    def gradient(per_text):
+        return torch.autograd.grad(per_text, student, retain_graph=True)[0]
+
+    exact = gradient(chance @ kls.sum(-1))
+    own, fixed = kls.detach(), chance.detach()
+    later = reward_to_go(own, torch.ones(27, 3, dtype=torch.bool)) - own
+    assert_close(gradient(fixed @ (own * log_probs).sum(-1)), torch.zeros_like(exact))
+    assert gradient((own * log_probs).sum(-1)[0]).norm() > 0.1  # of one text: noise
+    as_loss = gradient(fixed @ kls.sum(-1))
+    assert (as_loss - exact).norm() > 0.1 * exact.norm()
+    assert_close(as_loss + gradient(fixed @ (later * log_probs).sum(-1)), exact)
 
 
 def test_the_renormalised_head_does_not_see_how_much_is_on_it():
