@@ -6,6 +6,7 @@ It reads what pytest found in `tests/peers` with the newest libraries installed,
 compares the lines that were read in a repository with those of its main branch.
 """
 
+import ast
 import hashlib
 import sys
 import urllib.request
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from xml.etree import ElementTree
 
-from tests.peers.records import OPTIONS, RECORD
+from tests.peers.records import OPTIONS, RECORD, ROOT
 
 
 def digest(lines):
@@ -41,12 +42,19 @@ def failures(report):
 
 
 def rows(test):
-    """The options whose row a test contradicts: by its id, else by its name."""
+    """The options whose row a test contradicts: by its id, its name, or its text."""
     name, _, case = test.removesuffix("]").partition("[")
     found = [x for x in OPTIONS if f"{case}-".startswith(f"{x}-")]
     if found:
         return [max(found, key=len)]
-    return [x for x, o in OPTIONS.items() if "test" in o and name.endswith(o["test"])]
+    file, _, function = name.partition("::")
+    path = ROOT / file
+    tree = ast.parse(path.read_text("utf-8") if path.exists() else "")
+    text = "".join(
+        ast.unparse(x) for x in tree.body if getattr(x, "name", "") == function
+    )
+    named = [x for x, o in OPTIONS.items() if name.endswith(o.get("test", "no test"))]
+    return [x for x in OPTIONS if x in named or f"'{x}'" in text]
 
 
 def fetch(library, path, branch="main"):
@@ -82,7 +90,8 @@ def report(tests: str, read: Callable[..., str] = fetch) -> list[str]:
         for place in (option[x] for x in ("source", "set") if x in option):
             text = read(library, place["path"])
             if not stands(text, place["lines"], place["digest"]):
-                what = f"{place['path']}: other lines than at {library['commit'][:8]}"
+                what = "other lines than" if text else "no such file, or no answer:"
+                what = f"{place['path']}: {what} at {library['commit'][:8]}"
                 found.append(
                     f"| {option['library']} | `{option['option']}` | main | {what} |"
                 )

@@ -100,7 +100,7 @@ def sides(option, **policies):
     return policies[option["p"]], policies[option["q"]]
 
 
-def estimate(name, *, new, old, ref):
+def estimate(name, *, new, old, ref, mask=MASK):
     """The KL of each token as the record says, with its gradient."""
     option = OPTIONS[name]
     p, q = sides(option, new=new, old=old, ref=ref)
@@ -113,7 +113,13 @@ def estimate(name, *, new, old, ref):
     else:
         found = {"k1": k1, "k2": k2, "k3": k3}[option["estimator"]](p, q)
     on_policy = importance_weight(new_log_probs=new, old_log_probs=new.detach())
-    known = {"none": 1, "ρ": weight, "exp(x − sg(x))": on_policy}
+    whole = ((new - old) * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+    known = {
+        "none": 1,
+        "ρ": weight,
+        "exp(x − sg(x))": on_policy,
+        "the completion's mean ratio": whole.exp(),
+    }
     found = known[option["weight"]] * found
     limit = option.get("clamp", torch.inf)
     return found.clamp(-limit, limit)

@@ -14,6 +14,8 @@ from snippets.algorithms.language_models.distillation import (
     generalised_jensen_shannon,
 )
 from snippets.estimate.sequences import token_mean
+from snippets.exact.categorical import kl_divergence_logits
+from tests.peers.records import OPTIONS, sides
 
 pytest.importorskip("trl", minversion="1.16")
 from trl import DistillationConfig
@@ -152,3 +154,13 @@ def test_the_stable_trainer_softens_both_and_has_no_factor(beta):
     }[beta]()
     # It works in float32.
     assert_close(found.double(), token_mean(each, mask), rtol=1e-5, atol=1e-7)
+
+
+def test_the_stable_trainers_default_is_the_kl_of_the_record():
+    head, option = torch.eye(5, dtype=torch.float64), OPTIONS["trl-distillation"]
+    found, _, _ = _chunked_divergence_loss(
+        BATCH[1], BATCH[0], head, head, LABELS != -100, option["default"]
+    )
+    p, q = sides(option, teacher=BATCH[0], student=BATCH[1])
+    expected = token_mean(kl_divergence_logits(p, q), LABELS != -100)
+    assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)

@@ -182,12 +182,17 @@ def test_what_the_pages_say_of_the_defaults():
 
 
 @pytest.mark.parametrize(
-    ("name", "corrected"), [("trl-grpo", True), ("trl-grpo-plain", False)]
+    ("name", "corrected", "level"),
+    [
+        ("trl-grpo", True, "token"),
+        ("trl-grpo-plain", False, "token"),
+        ("trl-grpo-sequence", True, "sequence"),
+    ],
 )
-def test_value_and_gradient_are_those_of_the_record(name, corrected):
+def test_value_and_gradient_are_those_of_the_record(name, corrected, level):
     def call(new, old, ref):
         tokens, still = (new, old, ref), torch.zeros(4)
-        return trl_loss(tokens, 1.0, corrected, kind="dapo", advantages=still)
+        return trl_loss(tokens, 1.0, corrected, level, "dapo", advantages=still)
 
     assert_estimate(name, call)
 

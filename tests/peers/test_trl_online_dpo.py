@@ -39,7 +39,7 @@ def step(padding):
     trainer._calculate_rewards_from_functions.return_value = REWARDS
     loss = OnlineDPOTrainer.training_step(trainer, MagicMock(), {"prompt": ["a", "b"]})
     policies = {"new": new.detach(), "old": new.detach(), "ref": ref}
-    kl = estimate("trl-online-dpo", **policies)
+    kl = estimate("trl-online-dpo", **policies, mask=MASK)
     return loss, trainer.stats, kl
 
 

@@ -33,6 +33,7 @@ CORE = "verl/trainer/ppo/core_algos.py"
 kl_penalty, _ = functions_of("verl", CORE, "kl_penalty", "kl_penalty_forward")
 TYPES = {
     "verl-loss": "low_var_kl",
+    "verl-loss-coef": "low_var_kl",
     "verl-k3-plus": "k3+",
     "verl-k1": "kl",
     "verl-k2": "mse",
@@ -52,7 +53,12 @@ def test_a_token_that_drifted_has_no_gradient_left():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("verl-reward", "kl"), ("verl-reward-k3", "low_var_kl")]
+    ("name", "kind"),
+    [
+        ("verl-reward", "kl"),
+        ("verl-controller", "kl"),
+        ("verl-reward-k3", "low_var_kl"),
+    ],
 )
 def test_the_reward_has_less_by_the_estimate_of_the_record(name, kind):
     given, controller = policies(), Controller(0.3)

@@ -127,6 +127,8 @@ def test_a_test_that_failed_names_its_rows(ran):
     assert rows(first) == ["verl-k3-plus"]
     assert rows(second) == ["rl-games"]
     assert rows("tests/peers/test_trl_grpo.py::test_v[trl-grpo-True]") == ["trl-grpo"]
+    by_text = "tests/peers/test_skrl.py::test_trpo_is_that_of_the_record"
+    assert rows(by_text) == ["skrl-trpo"]
 
 
 def test_lines_that_were_read_may_move_but_not_change():
