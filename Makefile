@@ -3,7 +3,7 @@
 export NO_MKDOCS_2_WARNING = 1
 BIN := .venv/bin
 
-.PHONY: help serve build test lint format page bench font
+.PHONY: help serve build test lint format page bench font theme
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -43,6 +43,9 @@ font: .venv/test ## Cut the math font again, from a latinmodern-math.otf here
 	$(BIN)/pyftsubset latinmodern-math.otf --output-file=$(FONT) --flavor=woff2 \
 	  --unicodes-file=docs/assets/fonts/characters.txt --layout-features= --no-hinting \
 	  --desubroutinize --name-IDs='*'
+
+theme: .venv/test ## Leave out of the theme's stylesheets what no page uses
+	$(BIN)/python -m tests.trim_theme
 
 # torch by its version alone: its files differ by machine, with CUDA and without. All
 # else by its hash; the two lists are complete, so pip adds nothing to them.
