@@ -37,8 +37,8 @@ class Joint(Independent):
         super().__init__(Normal(loc, scale), 1)
 
 
-def loss_and_batch(shift):
-    """The loss, and a batch whose old means are `shift` away from the new ones."""
+def loss_and_batch(shift, stretch=1.0):
+    """The loss, and a batch whose old policy is shifted and stretched."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), NormalParamExtractor())
     module = TensorDictModule(net, ["observation"], ["loc", "scale"])
@@ -52,6 +52,7 @@ def loss_and_batch(shift):
         batch = actor(TensorDict({"observation": observation}, [16]))
         new = batch["loc"].clone(), batch["scale"].clone()
         batch["loc"] = batch["loc"] + shift
+        batch["scale"] = stretch * batch["scale"]
         old = Joint(batch["loc"], batch["scale"])
         batch["action_log_prob"] = old.log_prob(batch["action"])
     batch["advantage"] = torch.zeros(16, 1)
@@ -62,7 +63,7 @@ def loss_and_batch(shift):
 
 
 def test_the_penalty_is_added_to_the_loss():
-    loss, batch, kl = loss_and_batch(0.5)
+    loss, batch, kl = loss_and_batch(0.5, stretch=1.5)
     assert_close(loss(batch)["loss_objective"], kl.mean())
 
 
