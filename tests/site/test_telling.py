@@ -149,6 +149,15 @@ def test_a_kl_is_not_told_in_money():
     assert len(found) <= 8, found
 
 
+def test_every_axis_that_a_docstring_names_is_explained():
+    told = (DOCS / "reference/notation.md").read_text("utf-8")
+    for file in (DOCS.parent / "snippets").rglob("*.py"):
+        for shape in re.findall(r"`\(([^`()]*)\)`", file.read_text("utf-8")):
+            for axis in (name.strip(" *") for name in shape.split(",")):
+                if axis.isidentifier() and axis.islower():
+                    assert f"`{axis}`" in told, (file, axis)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(DOCS).as_posix())
 def test_a_page_is_linked_from_the_prose_of_another(page):
     if page == DOCS / "index.md":
