@@ -212,6 +212,13 @@ def test_without_a_limit_nothing_is_cut():
     assert_close(processed_log_probs(TRAINER, top_k=9), TRAINER)
 
 
+def test_a_word_that_is_not_needed_to_reach_top_p_is_cut():
+    even = torch.zeros(2, dtype=torch.float64)  # one of the two is half of all
+    assert processed_log_probs(even, top_p=0.5).exp().sum() == 1
+    assert processed_log_probs(even, top_p=0.5).isneginf().sum() == 1
+    assert processed_log_probs(even, top_p=0.6).isneginf().sum() == 0
+
+
 def test_a_word_that_is_masked_stays_masked_and_no_gradient_is_nan():
     logits = tensor([2.0, 1.0, -inf, 0.0], requires_grad=True)
     found = processed_log_probs(logits, top_k=2)
