@@ -15,6 +15,7 @@ from snippets.scale.chunked import (
     chunked_kl_sum,
     kl_in_rows,
     log_prob_and_kl,
+    part_of_kl,
 )
 from tests.scale.live import Live
 
@@ -146,6 +147,17 @@ def test_a_word_that_has_all_of_q_and_next_to_nothing_of_p(gap, dtype):
         expected = torch.autograd.grad(theirs.sum(), wide)
         for x, y in zip(found, expected, strict=True):
             assert_close(x.double(), y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [3, 99])
+def test_a_part_has_the_three_numbers_of_its_words_and_their_gradients(chunk):
+    given = [x.requires_grad_() for x in heads()]
+    p, q = given[0] @ given[1].T, given[2] @ given[3].T
+    ours = torch.stack(part_of_kl(*given, chunk=chunk))
+    theirs = torch.stack([dense(*given), p.logsumexp(-1), q.logsumexp(-1)])
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    for x, y in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+        assert_close(x, y, rtol=1e-10, atol=1e-13)
 
 
 def test_it_is_zero_for_equal_heads_and_never_negative_for_near_ones():
