@@ -28,7 +28,8 @@ from extensions.sessions import Session
 # owner/name, if its branch `notebooks` has them
 REPOSITORY = os.environ.get("REPOSITORY")
 FIGURE = re.compile(
-    r'<figure class="kl-figure".*?>(<svg.*?aria-label="(.*?)".*?)</figure>', re.DOTALL
+    r'<figure class="kl-figure".*?(<svg.*?aria-label="(.*?)".*?</svg>).*?</figure>',
+    re.DOTALL,
 )
 BOX = re.compile(r'^( *)(?:!!!|\?\?\?\+?|===) *(\w*) *(?:"(.*)")?$', re.MULTILINE)
 COLOUR = re.compile(r"^  (--kl-[a-z]+): (#[0-9a-f]+);", re.MULTILINE)
