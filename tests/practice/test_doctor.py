@@ -153,6 +153,14 @@ def test_a_token_that_overflows_is_told_with_its_log_ratio():
     assert "59.3" in found["overflow"]
 
 
+@pytest.mark.parametrize("drift", [9.0, 11.0])
+def test_float16_overflows_from_eleven_on(drift):
+    """Every token alike, so that none is more than a small share of the mean."""
+    old = torch.full((64, 4), 0.5).log()
+    found = says(**batch(new_log_probs=old - drift), updates=0)
+    assert ("overflow" in found) == (drift > 10)
+
+
 def test_a_single_infinity_is_counted():
     old = torch.full((64, 4), 0.5).log()
     old[3, 1] = -math.inf
