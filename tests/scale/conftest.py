@@ -50,7 +50,7 @@ def launch(folder):
     ]
     try:
         for run in runs:
-            _, errors = run.communicate(timeout=120)
+            _, errors = run.communicate(timeout=240)  # a loaded machine
             assert run.returncode == 0, errors
     finally:
         (folder / "done").touch()
