@@ -44,7 +44,9 @@ _LEFT = {  # what would stand in the text as it was written
     r"\$\$|\$(?=[^\s\d])|(?<=\S)\$(?!\d)": "a formula that does not end",
     r"\\[a-zA-Z]+": "TeX outside of a formula",
 }
-_NO_TEXT = re.compile(r"<(code|pre|math|svg|script|style)\b.*?</\1>", re.DOTALL)
+_NO_TEXT = re.compile(
+    r"<(code|pre|math|svg|template|script|style)\b.*?</\1>", re.DOTALL
+)
 _page: ContextVar["Page | None"] = ContextVar("page", default=None)
 _log = logging.getLogger("mkdocs.structure.pages")
 

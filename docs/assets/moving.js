@@ -6,7 +6,7 @@
 
   const known = (figure) => {
     if (!figures.has(figure)) {
-      figures.set(figure, JSON.parse(figure.querySelector("script").textContent));
+      figures.set(figure, JSON.parse(figure.querySelector("template").content.textContent));
     }
     return figures.get(figure);
   };
