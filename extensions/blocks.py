@@ -56,11 +56,8 @@ class Page:
 
     def __init__(self, md: Markdown, file: Path) -> None:
         """Read the file."""
-        self.md, self.name, self.text = (
-            md,
-            os.path.relpath(file),
-            file.read_text("utf-8"),
-        )
+        self.md, self.text = md, file.read_text("utf-8")
+        self.name = os.path.relpath(file)
         self.nested = False  # whether what a block printed is being converted
         self._ran, self._broken = 0, False
         self._session = Session(self.name)
@@ -219,9 +216,7 @@ class BlocksExtension(Extension):
         if page is None:
             convert = partial(_convert, md, md.convert)
             md.convert = convert  # type: ignore[method-assign]
-        elif (
-            "relpath" in page.md.treeprocessors
-        ):  # MkDocs checks links that are printed
+        elif "relpath" in page.md.treeprocessors:  # checks links that are printed
             relpath = page.md.treeprocessors["relpath"]
             md.treeprocessors.register(relpath, "relpath", 0)
         for name in ("pages", "nav", "files"):

@@ -69,9 +69,8 @@ def read_page(path: str) -> Page:
         start = block.end
     session.close()
     parts.append(Part(_plain(lines[start:])))
-    shown = [
-        f"import snippets.{name.replace('/', '.')}" for name in INCLUDE.findall(text)
-    ]
+    included = [name.replace("/", ".") for name in INCLUDE.findall(text)]
+    shown = [f"import snippets.{name}" for name in included]
     sources = [block.source for block in blocks if block.shown]
     modules = closure("\n".join([*shown, *sources]))
     ours = {name: text for name, text in modules.items() if "snippets" in name}

@@ -115,14 +115,12 @@ def front_matter(text: str, name: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 2 if error.problem_mark else 1
         raise PageError(f"{name}:{line}: no YAML: {error.problem}") from error
-    if (
-        not isinstance(data, dict)
-        or not 40 <= len(data.get("description") or "") <= 200
-    ):
+    said = data.get("description") if isinstance(data, dict) else ""
+    if not 40 <= len(said or "") <= 200:
         needs = (
-            "a page begins with `---`, `description:` and 40 to 200 characters, `---`"
+            "`---`, `description:` and 40 to 200 characters, which lists show, `---`"
         )
-        raise PageError(f"{name}:1: {needs}: it is what search engines and lists show")
+        raise PageError(f"{name}:1: a page begins with {needs}")
     for record in data.get("atlas") or []:
         if lacks := [key for key in RECORD if record.get(key) in (None, "")]:
             at = locate(text, f"algorithm: {record.get('algorithm')}", "atlas:")

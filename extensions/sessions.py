@@ -105,9 +105,7 @@ class Session:
         with warnings.catch_warnings():  # of a missing NumPy, and of other threads
             warnings.simplefilter("ignore")
             if "torch" in text or "snippets" in text:  # what printing a tensor imports
-                importlib.import_module(
-                    "torch.distributed.tensor"
-                )  # once for all pages
+                importlib.import_module("torch.distributed.tensor")  # once
             if "altair" in text or "figures" in text:
                 importlib.import_module("extensions.figures")
             sys.stdout.flush()
