@@ -17,40 +17,25 @@ import altair as alt
 
 from extensions.sessions import draw
 
-P = "var(--kl-p)"
-Q = "var(--kl-q)"
-SERIES = [P, Q, *(f"var(--kl-{c})" for c in ("teal", "violet", "rose", "olive"))]
-INK = "var(--kl-ink)"
-MUTED = "var(--kl-muted)"
-GRID = "var(--kl-grid)"
-GOOD = "var(--kl-good)"
-BAD = "var(--kl-bad)"
+SERIES = [f"var(--kl-{c})" for c in ("p", "q", "teal", "violet", "rose", "olive")]
+P, Q = SERIES[:2]
+INK, MUTED, GRID = (f"var(--kl-{c})" for c in ("ink", "muted", "grid"))
+GOOD, BAD = "var(--kl-good)", "var(--kl-bad)"
 WIDTH, HEIGHT = 300, 190  # of the plotting area: with its axis a chart is under 380
 
 _LINE = 14  # the height of a line of text
 _TEXT = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
+_AXIS = {"domainColor": MUTED, "tickColor": MUTED, "gridColor": GRID}
+_TITLE = {"color": INK, "fontSize": 13, "anchor": "start", "offset": 10}
 _CONFIG = {
     "background": None,
     "font": "system-ui, sans-serif",
     "padding": 4,
     "view": {"continuousWidth": WIDTH, "continuousHeight": HEIGHT, "stroke": None},
-    "axis": _TEXT
-    | {
-        "domainColor": MUTED,
-        "tickColor": MUTED,
-        "gridColor": GRID,
-        "titleFontWeight": "normal",
-    },
+    "axis": _TEXT | _AXIS | {"titleFontWeight": "normal"},
     "legend": _TEXT | {"orient": "bottom", "title": None, "columns": 3},
     "header": _TEXT,
-    "title": {
-        "color": INK,
-        "fontSize": 13,
-        "anchor": "start",
-        "offset": 10,
-        "subtitleColor": MUTED,
-        "subtitleFontSize": 12,
-    },
+    "title": _TITLE | {"subtitleColor": MUTED, "subtitleFontSize": 12},
     "range": {"category": SERIES},
     "line": {"strokeWidth": 2},
     "mark": {"color": P},
@@ -94,35 +79,35 @@ def _wrapped(title: Any) -> Any:
         words = {"text", "subtitle"}
         return {k: _wrapped(x) if k in words else x for k, x in title.items()}
     texts = [title] if isinstance(title, str) else title
-    return [line for text in texts for line in wrap(text, 42)]
+    return texts if max(map(len, texts)) <= 42 else wrap(" ".join(texts), 42)
 
 
 def _controls(spec: dict[str, Any], says: Callable[..., str]) -> str:
     """The controls of a chart, what it says, and what `moving.js` needs of it."""
     html, moves, start = "", [], [parameter["value"] for parameter in spec["params"]]
-    for parameter, value in zip(spec["params"], start, strict=True):
+    for parameter in spec["params"]:
         bind = parameter.pop("bind")
         labels = [str(x) for x in bind.get("labels") or bind["options"]]
         moves.append((parameter["name"], bind["options"], labels))
-        at = bind["options"].index(value)
+        at = bind["options"].index(parameter["value"])
+        now = escape(labels[at])
         control = (
-            f'<input type="range" max="{len(labels) - 1}" value="{at}"'
-            f' aria-valuetext="{labels[at]}"></label><output aria-live="off">'
-            f"{labels[at]}</output>"
+            f'<input type="range" max="{len(labels) - 1}" value="{at}" '
+            f'aria-valuetext="{now}"></label><output aria-live="off">{now}</output>'
         )
         if bind["input"] == "select":
-            shown = [f"<option>{x}</option>" for x in labels]
-            shown[at] = shown[at].replace(">", " selected>", 1)
-            control = f"<select>{''.join(shown)}</select></label>"
+            shown = "".join(f"<option>{escape(x)}</option>" for x in labels)
+            shown = shown.replace(f"<option>{now}<", f"<option selected>{now}<")
+            control = f"<select>{shown}</select></label>"
         html += f"<p><label>{bind['name']} {control}</p>"
     texts = [says(*setting) for setting in product(*(move[1] for move in moves))]
     data = {"moves": moves, "says": texts, "spec": spec}
     known = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    known = known.replace("<", r"\u003c").replace("&", r"\u0026")
+    known = known.replace("<", r"\u003c")
     return (
         f'<div class="kl-moves">{html}</div>'
         f'<output class="kl-says">{escape(says(*start))}</output>'
-        f"<template>{known}</template>"  # a script would be run where pages are swapped
+        f'<script type="application/json">{known}</script>'
     )
 
 
@@ -148,26 +133,21 @@ def lines(
         for row in rows
     ]
     ends = {point["of"]: point for point in points}
-    names = {name: "\n".join(wrap(name, 16)) for name in ends}
-    longest = max(len(line) for name in names.values() for line in name.split("\n"))
-    across, up = (
-        (alt.X, "x:Q", x, [point["x"] for point in points], log_x),
-        (alt.Y, "y:Q", y, [point["y"] for point in points], log_y),
-    )
+    names = {name: wrap(name, 16) or [""] for name in ends}
+    longest = max(len(line) for name in names.values() for line in name)
+    across, _ = _axis(alt.X, "x", x, points, log_x)
+    up, height = _axis(alt.Y, "y", y, points, log_y)
     colour = alt.Scale(domain=list(ends), range=list(colours)[: len(ends)])
     chart = alt.Chart(alt.InlineData(values=points)).encode(
-        _axis(*across), _axis(*up), alt.Color("of:N", scale=colour, legend=None)
+        across, up, alt.Color("of:N", scale=colour, legend=None)
     )
     layers = [chart.mark_line()]
-    for name, top in _apart(ends, names, up[3], log_y).items():
+    for name, top in _apart(ends, names, height).items():
         end = alt.Chart(alt.InlineData(values=[ends[name]])).encode(
             alt.X("x:Q"), alt.Y(value=top), alt.Color("of:N", legend=None)
         )
-        layers.append(
-            end.mark_text(
-                align="left", baseline="top", dx=6, text=names[name].split("\n")
-            )
-        )
+        style: Any = {"align": "left", "baseline": "top", "dx": 6}
+        layers.append(end.mark_text(text=names[name], **style))
     width = min(WIDTH, 350 - 8 * longest)  # 12 pixels high, in a wide font
     return figure(alt.layer(*layers).properties(title=title, width=width), description)
 
@@ -176,41 +156,32 @@ def _short(number: Any) -> float:
     return float(f"{float(number):.4g}")
 
 
-def _domain(values: list[float], log: bool) -> tuple[float, float]:
-    """The range of an axis."""
-    low, high = min(values), max(values)
-    if log:
-        return low, high
-    margin = 0.04 * (high - low or 1)
-    return (0 if 0 <= low < 0.3 * high else low - margin), high + margin
-
-
-def _axis(channel: Any, field: str, title: str, values: list[float], log: bool) -> Any:
-    low, high = _domain(values, log)
-    axis = alt.Axis(tickCount=5)
-    if log and high / low > 100:
+def _axis(channel: Any, key: str, title: str, points: list[Any], log: bool) -> Any:
+    """A channel with its axis, and how far up it a value stands."""
+    values = [point[key] for point in points]
+    low, high, axis = min(values), max(values), alt.Axis(tickCount=5)
+    if not log:
+        margin = 0.04 * (high - low or 1)
+        low, high = 0 if 0 <= low < 0.3 * high else low - margin, high + margin
+    elif high / low > 100:
         first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-        step = 1 + (last - first) // 5
-        powers = [10.0**power for power in range(first, last + 1, step)]
+        powers = [10.0**k for k in range(first, last + 1, 1 + (last - first) // 5)]
         small = "datum.value < 0.001 ? format(datum.value, '.0e') : datum.label"
         axis = alt.Axis(values=powers, format="~g", labelExpr=small)
     scale = alt.Scale(type="log" if log else "linear", domain=[low, high], nice=False)
-    return channel(field, title=title, scale=scale, axis=axis)
-
-
-def _apart(
-    ends: dict[str, Any], names: dict[str, str], values: list[float], log: bool
-) -> dict[str, float]:
-    """How far below the top the names stand, so that none covers another."""
-    low, high = _domain(values, log)
     at = math.log if log else float
-    sizes = {name: _LINE * (names[name].count("\n") + 1) for name in ends}
+    where = lambda value: (at(value) - at(low)) / (at(high) - at(low))  # noqa: E731
+    return channel(f"{key}:Q", title=title, scale=scale, axis=axis), where
+
+
+def _apart(ends: dict[str, Any], names: dict[str, Any], height: Any) -> dict[str, Any]:
+    """How far below the top the names stand, so that none covers another."""
     free, tops = 0.0, {}
     for name in sorted(ends, key=lambda name: -ends[name]["y"]):
-        wanted = HEIGHT * (at(high) - at(ends[name]["y"])) / (at(high) - at(low))
-        tops[name] = max(wanted - sizes[name] / 2, free)
-        free = tops[name] + sizes[name]
+        size = _LINE * len(names[name])
+        tops[name] = max(HEIGHT * (1 - height(ends[name]["y"])) - size / 2, free)
+        free = tops[name] + size
     free = HEIGHT + _LINE
     for name in reversed(list(tops)):
-        free = tops[name] = min(tops[name], free - sizes[name])
+        free = tops[name] = min(tops[name], free - _LINE * len(names[name]))
     return tops

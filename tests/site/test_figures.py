@@ -98,3 +98,44 @@ def test_names_of_lines_do_not_cover_each_other():
 
 def test_one_line_needs_no_name():
     assert "Slope two" in drawn(ROWS[:4])
+
+
+@pytest.mark.parametrize("kind", [str, list, dict])
+def test_a_title_is_no_wider_than_a_phone(kind):
+    words = "A finding stands alone, and may have more words than a phone has room for"
+    parts = [words[:47], words[48:]]
+    title = {str: words, list: parts, dict: {"text": words, "subtitle": words}}[kind]
+    html = figure(CHART.properties(title=title), "A line.")
+    texts = [line for line in re.findall(r">([^<>]+)<", html) if len(line) > 12]
+    assert " ".join(texts).count(words) == (2 if kind is dict else 1)
+    assert max(map(len, texts)) <= 42
+
+
+def moved(bind, value=2, says=str):
+    """A figure with one control."""
+    k = alt.param("k", value, bind)
+    chart = CHART.transform_filter("datum.y <= k").add_params(k)
+    return figure(chart, "A line.", says)
+
+
+def test_options_become_a_slider_or_a_list_and_what_they_say_is_kept():
+    options = {"options": [1, 2], "labels": ["one", "two < 3"], "name": "how many"}
+    slider, choice = (
+        moved(bind(**options), says=lambda k: f"{k} & more")
+        for bind in (alt.binding_radio, alt.binding_select)
+    )
+    assert '<label>how many <input type="range" max="1" value="1"' in slider
+    assert 'aria-valuetext="two &lt; 3"' in slider
+    assert "<option>one</option><option selected>two &lt; 3</option>" in choice
+    assert '<output class="kl-says">2 &amp; more</output>' in slider
+    data = json.loads(re.search(r"json\">(.*)</script>", slider)[1])
+    assert data["says"] == ["1 & more", "2 & more"]
+    assert data["moves"] == [["k", [1, 2], ["one", "two < 3"]]]
+    assert data["spec"]["params"] == [{"name": "k", "value": 2}]
+
+
+def test_a_value_that_is_none_of_the_options_or_no_number_is_refused():
+    with pytest.raises(ValueError, match="3 is not in list"):
+        moved(alt.binding_radio(options=[1, 2], name="k"), value=3)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        moved(alt.binding_radio(options=[2, float("inf")], name="k"))
