@@ -326,7 +326,7 @@ def _surprise(batch: Batch) -> Iterator[Finding]:
     if abs(mean) > ERRORS * error:
         how = "sharper (top-p, top-k, a low temperature)" if mean < 0 else "flatter"
         says = (
-            f"-log(old) is {mean:+.3f} ± {error:.3f} nats from old's entropy, and not "
+            f"−log(old) is {mean:+.3f} ± {error:.3f} nats from old's entropy, and not "
         )
         yield Finding("surprise", says + f"0: what drew the tokens is {how}.")
 

@@ -109,7 +109,9 @@ def test_too_long_a_step_is_found_after_it():
     )
 
 
-@pytest.mark.parametrize("fault", ["another reference", "reference at 0.7"])
+@pytest.mark.parametrize(
+    "fault", ["another reference", "reference at 0.7", "dropout on the reference"]
+)
 def test_a_wrong_reference_cannot_be_seen_later(fault):
     ((_, log),) = chosen(fault, runs=20, at=(20,), updates=21)
     assert sum(bool(named(log, run, updates=20)) for run in range(20)) == 0
@@ -167,6 +169,23 @@ def test_a_single_infinity_is_counted():
     found = says(**batch(old_log_probs=old))
     assert list(found) == ["not finite"]
     assert "at 1 of 256 tokens" in found["not finite"]
+
+
+def test_a_policy_that_is_nearly_certain_is_not_said_to_be_sharper():
+    """Its rare tokens, of which the entropy is made, are in no batch of this size."""
+    sure = torch.full((64, 4), 0.999).log()
+    entropies = torch.distributions.Bernoulli(0.999).entropy().expand(64, 4)
+    certain = dict.fromkeys(("new_log_probs", "old_log_probs", "ref_log_probs"), sure)
+    assert says(**batch(**certain, entropies=entropies), updates=0) == {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"), [("sampler at 0.7", "sharper"), ("reference samples", "flatter")]
+)
+def test_it_says_which_way_the_sampler_is_off(fault, word):
+    ((_, log),) = chosen(fault, runs=1, at=(30,), updates=31)
+    text = {x.name: x.says for x in examine(**log.of(0), updates=30)}
+    assert f"is {word}" in text["surprise"]
 
 
 def test_lengths_that_the_mask_does_not_have():
