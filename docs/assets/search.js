@@ -127,12 +127,12 @@ class Index {
     const last = /[\p{L}\p{N}_]$/u.test(query) ? typed.at(-1) : undefined;
     const asked = (telling.length ? telling : typed).map((word) => this.meanings(word, word === last));
     const hits = new Map(asked.flatMap((meanings) => [...meanings]));
-    const found = [...this.pages.values()].map((page) => {
+    const found = [...this.pages.values()].filter((page) => this.rate(page, asked)).map((page) => {
       const sections = page.sections
         .map((section) => ({ section, score: this.rate(section, asked) }))
         .sort((a, b) => b.score - a.score);
       return { sections, score: this.rate(page, asked) + sections[0].score };
-    }).filter(({ score }) => score > 0).sort((a, b) => b.score - a.score).slice(0, 20);
+    }).sort((a, b) => b.score - a.score).slice(0, 12);
     return { items: found.map(({ sections, score }) => group(sections, score, hits)) };
   }
 }
@@ -170,9 +170,14 @@ const fetched = () => fetch(new URL("../search/search_index.json", location))
   .then((answer) => answer.json()).then(({ docs }) => new Index(docs))
   .catch(() => { index = undefined; }); // asked again at the next letter
 
+let latest = 0;
 addEventListener("message", async ({ data: { type, data: query } }) => {
   if (type !== QUERY) return;
-  const found = query.trim() ? (await (index ??= fetched()))?.search(query) : undefined;
+  const mine = ++latest;
+  const ready = query.trim() ? await (index ??= fetched()) : undefined;
+  await new Promise((done) => { setTimeout(done); }); // letters that wait come first
+  if (mine !== latest) return;
+  const found = ready?.search(query);
   postMessage({ type: RESULT, data: found ?? { items: [] } });
 });
 postMessage({ type: READY });

@@ -98,7 +98,7 @@ def test_every_script_inside_a_page_is_allowed_by_its_hash(sites):
         allowed = dict(part.strip().split(" ", 1) for part in policy.split(";"))
         hashes = set(re.findall(r"'sha256-([^']+)'", allowed["script-src"]))
         assert "unsafe" not in allowed["script-src"]
-        assert allowed["default-src"] == "'none'"
+        assert allowed["default-src"] == "'self'"  # Firefox fetches the next page
         found = {
             base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
             for script in scripts
