@@ -1,6 +1,7 @@
 """`chunked_kl` is the dense KL and its gradient, and never holds the logits."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -296,3 +297,11 @@ def test_the_peak_is_a_few_chunks_and_not_a_few_vocabularies(sides):
     total = most(lambda *x: chunked_kl_sum(*x, weights, chunk=2), given)
     results = sum(x.nbytes for x in given if x.requires_grad)
     assert total < max(4 * 2 * vocab * 4, results) + 2**16 < 0.1 * naive
+
+
+def test_the_page_has_the_table_that_was_measured():
+    root = Path(__file__).parents[2]
+    measured = (root / "tests/bench/scale.md").read_text("utf-8").split("\n\n")
+    (table,) = [part for part in measured if part.startswith("| tokens, words")]
+    assert len(table.splitlines()) == 12
+    assert f"\n\n{table}\n\n" in (root / "docs/scale/chunked.md").read_text("utf-8")
