@@ -103,11 +103,11 @@ def _controls(spec: dict[str, Any], says: Callable[..., str]) -> str:
     texts = [says(*setting) for setting in product(*(move[1] for move in moves))]
     data = {"moves": moves, "says": texts, "spec": spec}
     known = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    known = known.replace("<", r"\u003c")
+    known = known.replace("<", r"\u003c").replace("&", r"\u0026")
     return (
         f'<div class="kl-moves">{html}</div>'
         f'<output class="kl-says">{escape(says(*start))}</output>'
-        f'<script type="application/json">{known}</script>'
+        f"<template>{known}</template>"  # a script would be run where pages are swapped
     )
 
 

@@ -128,7 +128,7 @@ def test_options_become_a_slider_or_a_list_and_what_they_say_is_kept():
     assert 'aria-valuetext="two &lt; 3"' in slider
     assert "<option>one</option><option selected>two &lt; 3</option>" in choice
     assert '<output class="kl-says">2 &amp; more</output>' in slider
-    data = json.loads(re.search(r"json\">(.*)</script>", slider)[1])
+    data = json.loads(re.search(r"<template>(.*)</template>", slider)[1])
     assert data["says"] == ["1 & more", "2 & more"]
     assert data["moves"] == [["k", [1, 2], ["one", "two < 3"]]]
     assert data["spec"]["params"] == [{"name": "k", "value": 2}]
