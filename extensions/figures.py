@@ -166,8 +166,9 @@ def _axis(channel: Any, key: str, title: str, points: list[Any], log: bool) -> A
     elif high / low > 100:
         first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
         powers = [10.0**k for k in range(first, last + 1, 1 + (last - first) // 5)]
-        small = "datum.value < 0.001 ? format(datum.value, '.0e') : datum.label"
-        axis = alt.Axis(values=powers, format="~g", labelExpr=small)
+        plain = "datum.value >= 0.001 && datum.value < 1e5 ? datum.label"
+        label = f"{plain} : format(datum.value, '.0e')"
+        axis = alt.Axis(values=powers, format="~g", labelExpr=label)
     scale = alt.Scale(type="log" if log else "linear", domain=[low, high], nice=False)
     at = math.log if log else float
     where = lambda value: (at(value) - at(low)) / (at(high) - at(low))  # noqa: E731
