@@ -85,6 +85,23 @@ def test_both_engines_explain_the_same_words(sites):
     assert {"P", "Q", "k1", "k3", "nats"} <= {word for _, word in words["mkdocs"]}
 
 
+CITES = re.compile(r"(?i:arxiv)(?::|\.org/abs/)(\d{4}\.\d{4,5})")
+
+
+def test_the_bibliography_leads_to_each_paper_and_back_to_the_pages_that_cite_it(sites):
+    cited = {}
+    for page in PAGES:
+        for paper in set(CITES.findall((DOCS / page).read_text("utf-8"))):
+            cited[paper] = cited.get(paper, 0) + 1
+    for site in sites.values():
+        text = html(site, "reference/bibliography").split("<article")[1]
+        listed = {}
+        for entry in re.findall(r"<li>((?:(?!<li>).)*?arxiv.*?)</li>", text, re.DOTALL):
+            back = re.findall(r'href="(?:\.\./)+[\w/]*"', entry)
+            listed[CITES.search(entry)[1]] = len(back)
+        assert listed == cited
+
+
 # Identity
 
 

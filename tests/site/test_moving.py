@@ -326,9 +326,7 @@ def test_without_scripts_a_still_picture_and_its_numbers_remain(browser, address
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_figure_brings_at_most_30_kilobytes(site, page):
-    for data in re.findall(
-        r"<template>(.*?)</template>", html(site, page)
-    ):
+    for data in re.findall(r"<template>(.*?)</template>", html(site, page)):
         assert len(data.encode()) <= 30_720
         assert set(json.loads(data)) == {"moves", "says", "spec"}
 
