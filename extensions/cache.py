@@ -102,7 +102,8 @@ def _digest(*texts: str) -> str:
 @cache
 def _environment() -> str:
     """Python, the installed packages, and the machinery that runs a block."""
-    infos = {info.name for path in sys.path for info in Path(path).glob("*-info")}
+    installed = [Path(path) for path in sys.path if path.endswith("-packages")]
+    infos = {info.name for path in installed for info in path.glob("*-info")}
     values = [f"{k}={v}" for k, v in os.environ.items() if k.startswith(_VARIABLES)]
     ours = [(_HERE / f"{x}.py").read_text() for x in ("cache", "pages", "sessions")]
     known = (sys.version, platform.machine(), *sorted(infos), *sorted(values))

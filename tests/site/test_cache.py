@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -98,11 +99,25 @@ def test_nothing_is_executed_again_and_the_site_is_the_same(project):
     warm = project.build(COUNTING)
     assert marks(project) == []
     assert snapshot(warm.site) == cold
-    distribution = project.folder / "extra-1.0.dist-info"
-    distribution.mkdir()
-    (distribution / "METADATA").write_text("Name: extra\nVersion: 1.0\n")
-    project.build(COUNTING)  # with another package
-    assert marks(project) == ["first", "second"]
+
+
+def test_another_package_is_another_environment(tmp_path, monkeypatch):
+    without = cache._environment.__wrapped__()
+    (tmp_path / "site-packages/extra-1.0.dist-info").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "site-packages")])
+    assert cache._environment.__wrapped__() != without
+
+
+def test_it_is_the_same_cache_however_a_command_is_started(project):
+    """`python -m` puts the working directory on the path, with a package's metadata."""
+    project.write("ours.egg-info/PKG-INFO", "Name: ours\n")
+    assert project.build("# Page\n\n```python\nprint(1)\n```\n").status == 0
+    kept = snapshot(project.folder / ".cache")
+    assert kept
+    script = str(Path(sys.executable).with_name("mkdocs"))
+    run = [script, "build"]
+    subprocess.run(run, cwd=project.folder, env=ENVIRONMENT, check=True)
+    assert snapshot(project.folder / ".cache") == kept
 
 
 def test_prose_costs_no_execution(built):
