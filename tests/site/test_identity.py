@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS) for path in DOCS.rglob("*.md"))
 HOME = (DOCS / "index.md").read_text("utf-8")
 PATHS = yaml.safe_load(HOME.split("---\n")[1])["paths"]
-TABS = ["Start", "Learn", "Compute", "Algorithms", "Practice", "Reference"]
+TABS = ["Start here", "Learn", "Compute", "Algorithms", "Practice", "Reference"]
 
 
 def html(site, page):
