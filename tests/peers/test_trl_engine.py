@@ -177,7 +177,7 @@ def test_the_trainer_divides_by_the_temperature_and_cuts_nothing():
             [MinPLogitsWarper(0.1), TopKLogitsWarper(4), TopPLogitsWarper(0.7)],
         ),
     ],
-    ids=str,
+    ids=["top-k", "top-p", "min-p", "all three"],
 )
 def test_the_words_that_are_kept_are_those_of_transformers(ours, theirs):
     torch.manual_seed(0)
