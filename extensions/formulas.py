@@ -63,13 +63,14 @@ def mathml(tex: str, display: bool) -> Element:
 
 
 def _breakable(math: Element) -> list[Element]:
-    """An inline formula in parts: a line may end after each of its relations."""
+    """An inline formula in parts: a line may end after a relation, or a + or −."""
     parts, depth = [Element("math", math.attrib)], 0
     for node in math:
         parts[-1].append(node)
         text = node.text or " "
         depth += (text in "([{") - (text in ")]}")
-        if text in "=≈≠≡≤≥<>→⇒∝" and depth == 0:
+        between = "lspace" not in node.attrib and len(parts[-1]) > 1  # no sign
+        if depth == 0 and (text in "=≈≠≡≤≥<>→⇒∝" or (text in "+−" and between)):
             node.set("form", "infix")
             parts.append(Element("math", math.attrib))
     return parts
