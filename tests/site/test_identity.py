@@ -35,7 +35,7 @@ def test_a_page_leads_on(sites):
     """Six tabs, a short list beside the page, and the pages before and after it."""
     for page in PAGES:
         text = html(sites["mkdocs"], page)
-        tabs = re.findall(r'class="md-tabs__link">\s*(\w+)\s*<', text)
+        tabs = re.findall(r'class="md-tabs__link">\s*([\w ]+?)\s*<', text)
         assert tabs == TABS, page
         beside = text.split("<main")[1].split("<article")[0]
         assert 6 <= len(re.findall(r'<a href="(?!#)', beside)) < 40, page
