@@ -61,12 +61,12 @@ def test_without_penalty_the_mean_is_the_surrogate(old, new):
 
 
 @settings(max_examples=15)  # each is a hundred steps
-@given(POLICIES, st.floats(0.5, 5))
+@given(POLICIES, st.floats(0.5, 3))
 def test_descent_stops_sooner_with_a_larger_penalty(old, beta):
     states, moved = occupancy(PROBLEM, old.softmax(-1)), []
     for coefficient in (beta, 2 * beta):
         new = old.clone().requires_grad_()
-        optimiser = torch.optim.SGD([new], lr=0.5)
+        optimiser = torch.optim.SGD([new], lr=0.2)  # more oscillates at 2 * beta
         for _ in range(50):
             optimiser.zero_grad()
             mean_loss(old, new, coefficient).backward()
