@@ -71,7 +71,8 @@ def copy_of_the_site(folder: Path) -> Path:
     """This project's pages and code, to build beside it."""
     for part in ("docs", "snippets"):
         shutil.copytree(ROOT / part, folder / part)
-    shutil.copy(ROOT / "mkdocs.yml", folder)
+    for file in ("mkdocs.yml", "CITATION.cff"):
+        shutil.copy(ROOT / file, folder)
     return folder
 
 
