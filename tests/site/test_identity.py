@@ -3,17 +3,16 @@
 import os
 import re
 import struct
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from xml.etree.ElementTree import tostring
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
 from extensions.formulas import LEANS, mathml
-from tests.site.conftest import CHROMIUM, FLAGS, ROOT
+from tests.site.conftest import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS) for path in DOCS.rglob("*.md"))
@@ -125,16 +124,6 @@ def test_a_shared_link_has_a_title_a_sentence_and_a_picture(sites):
     picture = (sites["mkdocs"] / "assets/card.png").read_bytes()
     assert struct.unpack(">II", picture[16:24]) == (1200, 630)
     assert len(picture) < 60_000  # what chat programs fetch
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import threading
 import pytest
 import torch
 import vl_convert
-from playwright.sync_api import sync_playwright
 from torch import tensor
 
 from snippets.algorithms.regularised.optimal_policy import optimal_policy
@@ -20,9 +19,8 @@ from snippets.estimate.estimators import k1
 from snippets.exact.categorical import kl_divergence_logits
 from snippets.exact.gaussian import kl_gaussian
 from snippets.foundations.directions import window_logits
-from tests.site.conftest import FLAGS, ROOT, Project, Quiet
+from tests.site.conftest import ROOT, Project, Quiet
 
-CHROMIUM = shutil.which("chromium")
 PAGES = sorted(
     page.relative_to(ROOT / "docs").as_posix()
     for page in (ROOT / "docs").rglob("*.md")
@@ -55,16 +53,6 @@ def address(site):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
-
-from tests.site.conftest import CHROMIUM, FLAGS
 
 QUESTIONS = dict(
     line.split(" => ")
@@ -34,19 +31,15 @@ ASK = """async (question) => {
 
 
 @pytest.fixture(scope="module")
-def page(address):
+def page(browser, address):
     """The home page in a browser, and what it asked the server for."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = browser.new_context(viewport={"width": 1280, "height": 900})
-        page = context.new_page()
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(address, wait_until="networkidle")
-        yield page
-        browser.close()
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(address, wait_until="networkidle")
+    yield page
+    context.close()
 
 
 def hits(page, text):

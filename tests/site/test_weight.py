@@ -7,9 +7,7 @@ import re
 from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import sync_playwright
 
-from tests.site.conftest import CHROMIUM, FLAGS
 from tests.trim_theme import OURS, UNUSED, is_used, made, trimmed
 
 HEAVY = 1  # pages with the longest HTML, whichever they are
@@ -25,16 +23,6 @@ SHIFTS = """() => { window.shifted = 0;
   new PerformanceObserver(list => { for (const entry of list.getEntries())
     if (!entry.hadRecentInput) window.shifted += entry.value;
   }).observe({type: "layout-shift", buffered: true}); }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
